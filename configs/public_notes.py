@@ -1,0 +1,49 @@
+"""Real notes, open to all: ACI-Bench and MTS-Dialog on a LLaMA of 260 thousand parameters."""
+
+from jaxlora.config import adapter, dataset, default, table
+
+SECTIONS = (
+    "ALLERGY", "ASSESSMENT", "CC", "DIAGNOSIS", "DISPOSITION", "EDCOURSE", "EXAM", "FAM/SOCHX", "GENHX", "GYNHX",
+    "IMAGING", "IMMUNIZATIONS", "LABS", "MEDICATIONS", "OTHER_HISTORY", "PASTMEDICALHX", "PASTSURGICAL", "PLAN",
+    "PROCEDURES", "ROS",
+)  # fmt: skip
+
+
+def get_config(step="clinical"):
+    """Returns the config of one step: `clinical` or `downstream`."""
+    config = default()
+    config.base = "../shared/data/tinyllama260k/hf"
+    config.aci_bench = "../shared/data/clinical-visit-note-corpus/aci-bench"
+    config.mts_dialog = "../shared/data/clinical-visit-note-corpus/mts-dialog"
+    config.clinical = "runs/public_notes/clinical"
+    aci, mts = config.get_ref("aci_bench"), config.get_ref("mts_dialog")
+    training, held_out = mts + "/MTS_Dataset_TrainingSet.csv", mts + "/MTS_Dataset_ValidationSet.csv"
+    config.datasets.notes = dataset(
+        "lm",
+        aci_train=table(aci + "/train.csv", id="encounter_id", text="note", split="train"),
+        mts_train=table(training, id="ID", text="section_text", split="train"),
+        aci_valid=table(aci + "/valid.csv", id="encounter_id", text="note", split="test"),
+        mts_valid=table(held_out, id="ID", text="section_text", split="test"),
+    )
+    columns = {"id": "ID", "text": "section_text", "label": "section_header"}
+    config.datasets.sections = dataset(
+        "multiclass",
+        SECTIONS,
+        train=table(training, split="train", **columns),
+        valid=table(held_out, split="test", **columns),
+    )
+    config.data.dir = "runs/public_notes/data"
+    config.learning_rate = 3e-3
+    config.adapters.clinical = adapter(rank=16, alpha=32)
+    if step == "clinical":
+        config.data.name, config.data.length = "notes", 512
+        config.active = config.trainable = ("clinical",)
+        config.batch_size, config.epochs = 5, 5
+    else:
+        config.data.name, config.data.length = "sections", 256
+        config.adapters.clinical.workdir = config.get_ref("clinical")
+        config.adapters.downstream = adapter(rank=8, alpha=16)
+        config.active = ("clinical", "downstream")
+        config.trainable = ("downstream", "head")
+        config.batch_size, config.epochs = 6, 10
+    return config

@@ -1,0 +1,77 @@
+"""Every field a config can have, with its default; `configs/*.py` change a few of them."""
+
+from ml_collections import ConfigDict
+
+
+def default() -> ConfigDict:
+    """Returns the default configuration; unknown fields are refused by ml_collections."""
+    config = ConfigDict()
+    config.seed = 0
+    config.base = ""  # Hugging Face directory of the frozen LLaMA
+
+    # What `prepare` reads: `datasets` from your own tables, or `mimic3`, a folder of MIMIC-III tables.
+    config.datasets = ConfigDict()  # name -> dataset(...)
+    config.mimic3 = ""
+    config.split = ConfigDict({"validation": 0.1, "test": 0.2, "seed": 0})  # shares of the patients
+
+    # What `train` and `evaluate` read: the folder `prepare` wrote, and the dataset in it.
+    config.data = ConfigDict()
+    config.data.dir = ""
+    config.data.name = ""
+    config.data.length = 512  # tokens a packed row
+    config.data.long_notes = "truncate"  # keep the first tokens (the paper), or "chunk": keep all of them
+
+    # One row of the paper's tables: which adapters exist, which are active, what is trainable.
+    config.adapters = ConfigDict()  # name -> adapter(...)
+    config.active = ()
+    config.trainable = ()
+
+    config.learning_rate = 3e-4
+    config.batch_size = 16  # packed rows an update, over all devices
+    config.epochs = 1
+    config.warmup = 0.06  # share of the updates
+    config.weight_decay = 0.01
+    config.clip = 0.0  # global gradient norm; 0 does not clip
+    config.class_weights = True  # weight classes by N / (K n_c), as the paper does
+    config.evaluations = 1  # validations (and checkpoints) an epoch
+    config.select = "best"  # the checkpoint `evaluate` takes: best on validation, or "last"
+
+    config.dtype = "float32"  # of the computation; "bfloat16" on accelerators
+    config.remat = "none"  # "full", "save_qkv", "save_dots", "none"
+    config.loss_chunk = 512  # positions of a row whose logits exist at one time
+    config.mesh = ConfigDict({"fsdp": 1, "tensor": 1})  # the remaining devices are `data`
+    return config
+
+
+def adapter(
+    rank: int, alpha: float, dropout: float = 0.0, targets: tuple[str, ...] = ("q_proj", "v_proj"), workdir: str = ""
+) -> ConfigDict:
+    """Returns the description of one LoRA; `workdir` is the run it is restored from ("" starts it anew)."""
+    return ConfigDict(
+        {"rank": rank, "alpha": float(alpha), "dropout": float(dropout), "targets": targets, "workdir": workdir}
+    )
+
+
+def dataset(kind: str, labels: tuple[str, ...] = (), **tables: ConfigDict) -> ConfigDict:
+    """Returns the description of one dataset for `prepare`.
+
+    Args:
+      kind: "lm", "binary", "multiclass" or "multilabel".
+      labels: the declared label names, in index order; () takes those of the training split, sorted.
+      **tables: the files it is read from, each a `table(...)`.
+    """
+    return ConfigDict({"kind": kind, "labels": labels, "tables": tables})
+
+
+def table(path: str, text: str, id: str, patient: str = "", label: str = "", split: str = "") -> ConfigDict:
+    """Returns the description of one CSV, JSON-lines or Parquet file by its column names.
+
+    Args:
+      path: the file: `.csv`, `.csv.gz`, `.jsonl` or `.parquet`.
+      text: the column of the note.
+      id: the column that names the row, unique in the file.
+      patient: the column of the patient; "" makes every row a patient of its own.
+      label: the column of the label; several labels are separated by commas, or are a list.
+      split: "train", "validation" or "test" for the whole file, a column that says so, or "" to split by patient.
+    """
+    return ConfigDict({"path": path, "text": text, "id": id, "patient": patient, "label": label, "split": split})

@@ -1,0 +1,1 @@
+"""Tables → notes → examples → prepared datasets, private and deterministic."""

@@ -1,0 +1,86 @@
+"""What a dataset is made of: a task and its examples, split by patient, known by keyed identifiers only."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxlora.data import files
+from jaxlora.errors import UserError
+
+KINDS = ("lm", "binary", "multiclass", "multilabel")
+SPLITS = ("train", "validation", "test")
+KEY_FILE = "id.key"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learned: a kind of `KINDS` and the label names in index order (none for "lm")."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One note: keyed `id` and `patient`, and a label that is an index, several indices, or None for "lm"."""
+
+    id: str
+    patient: str
+    text: str
+    label: None | int | tuple[int, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Examples read anew from their tables at every iteration, so that a corpus need not fit in memory."""
+
+    read: Callable[[], Iterator[Example]]
+
+    def __iter__(self) -> Iterator[Example]:
+        return self.read()
+
+
+def split_of(patient: str, split) -> str:
+    """Returns the split of a patient, the same on every machine and in every dataset.
+
+    Args:
+      patient: the raw identifier of the patient.
+      split: `validation` and `test`, shares of the patients, and `seed` (`config.split`).
+    """
+    digest = hashlib.sha256(f"{split.seed}:{patient}".encode()).digest()
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    if share < split.test:
+        return "test"
+    return "validation" if share < split.test + split.validation else "train"
+
+
+def check_shares(split) -> None:
+    """Raises UserError unless the shares of `config.split` are in [0, 1) and leave patients to train on."""
+    if split.validation < 0 or split.test < 0 or split.validation + split.test >= 1:
+        raise UserError("split: validation and test must be shares from 0 that sum to less than 1")
+
+
+def load_key(folder: str | Path) -> bytes:
+    """Returns the secret that identifiers are keyed with, made at the first call and kept in `folder/id.key`.
+
+    Raises:
+      UserError: the file is there but does not hold 32 bytes in hexadecimal.
+    """
+    path = Path(folder) / KEY_FILE
+    if not path.exists():
+        files.write(path, secrets.token_hex(32) + "\n")
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise UserError(f"{path}: not 64 hexadecimal digits; restore it, or delete it to give every note a new id")
+    return bytes.fromhex(text)
+
+
+def keyed(key: bytes, raw: str) -> str:
+    """Returns 16 hexadecimal digits that stand for a raw identifier and cannot be turned back without the key."""
+    return hmac.new(key, raw.encode(), hashlib.sha256).hexdigest()[:16]

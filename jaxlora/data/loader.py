@@ -1,0 +1,153 @@
+"""Tokenized notes to packed batches.
+
+Several notes share a row; a row carries segment numbers and positions, and attention never crosses a segment. Which
+notes share a row is planned before the run from the lengths alone, by best fit in a shuffled order. So the number of
+updates is known exactly, a row can be made by its number, the batches are the same on any number of hosts, and the
+state of the iterator is one integer.
+"""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+from jaxlora.data.tokens import TokenizedNotes
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which pieces share which row.
+
+    Attributes:
+      pieces: `[pieces]`, piece numbers, those of one row side by side.
+      rows: `[rows + 1]`, where each row starts in `pieces`.
+    """
+
+    pieces: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows) - 1
+
+
+def max_segments(length: int) -> int:
+    """Returns how many notes a row of `length` tokens holds at most: one for every 16 tokens, as few notes are shorter
+    and pooling costs as much for an absent segment as for a present one."""
+    return max(1, length // 16)
+
+
+def pack(lengths: np.ndarray, length: int, rng: np.random.Generator | None) -> Plan:
+    """Packs pieces into rows by best fit: each goes where it leaves the least room.
+
+    Args:
+      lengths: `[pieces]`, tokens of each piece, none above `length`.
+      length: tokens a row holds.
+      rng: shuffles the pieces before and the rows after; None keeps the order, for evaluation.
+    """
+    limit = max_segments(length)
+    order = np.arange(len(lengths)) if rng is None else rng.permutation(len(lengths))
+    rows: list[list[int]] = []
+    by_room: list[list[int]] = [[] for _ in range(length + 1)]
+    rooms = 0  # bit r is set where some row has room for exactly r more tokens
+    for piece in order.tolist():
+        need = int(lengths[piece])
+        fitting = rooms >> need
+        if fitting:
+            room = need + (fitting & -fitting).bit_length() - 1
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+            rows[row].append(piece)
+        else:
+            room, row = length, len(rows)
+            rows.append([piece])
+        left = room - need
+        if left and len(rows[row]) < limit:
+            by_room[left].append(row)
+            rooms |= 1 << left
+    if rng is not None:
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    return Plan(np.asarray([piece for row in rows for piece in row], np.int64), starts)
+
+
+class PackedRows:
+    """Packed rows by number, as Grain's random-access source.
+
+    A row is a dict of int32 arrays: `tokens`, `segments`, `positions` `[length]` and `notes` `[max_segments]`, the
+    note of each segment plus one, 0 where there is none.
+    """
+
+    def __init__(self, notes: TokenizedNotes, plans: list[Plan], length: int):
+        self.data, self.plans, self.length = notes, plans, length
+        self.starts = np.concatenate([[0], np.cumsum([len(plan) for plan in plans])])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        epoch = int(np.searchsorted(self.starts, index, side="right")) - 1
+        plan, row = self.plans[epoch], index - self.starts[epoch]
+        tokens, segments, positions = (np.zeros(self.length, np.int32) for _ in range(3))
+        notes = np.zeros(max_segments(self.length), np.int32)
+        at = 0
+        for number, piece in enumerate(plan.pieces[plan.rows[row] : plan.rows[row + 1]]):
+            ids = self.data.tokens[self.data.offsets[piece] : self.data.offsets[piece + 1]]
+            here = slice(at, at + len(ids))
+            tokens[here], segments[here], positions[here] = ids, number + 1, np.arange(len(ids))
+            notes[number] = self.data.notes[piece] + 1
+            at += len(ids)
+        return {"tokens": tokens, "segments": segments, "positions": positions, "notes": notes}
+
+
+class Batches:
+    """The batches of a run: packed rows and their labels.
+
+    Args:
+      notes: the tokenized split.
+      length: tokens a row holds. batch_size: rows a batch holds, over all hosts.
+      labels: number of labels; 0 for the language-model loss.
+      epochs: how often every note is seen; each epoch is shuffled and packed anew.
+      seed: of the shuffling; None keeps the order and fills the last batch up with empty rows, for evaluation.
+    """
+
+    def __init__(
+        self,
+        notes: TokenizedNotes,
+        length: int,
+        batch_size: int,
+        labels: int = 0,
+        epochs: int = 1,
+        seed: int | None = 0,
+    ):
+        rngs = [None if seed is None else np.random.default_rng((seed, epoch)) for epoch in range(epochs)]
+        self.notes, self.labels, self.batch_size = notes, labels, batch_size
+        self.rows = PackedRows(notes, [pack(notes.lengths, length, rng) for rng in rngs], length)
+        self.partial = seed is None or len(self.rows) < batch_size
+        full, rest = divmod(len(self.rows), batch_size)
+        self.count = full + bool(self.partial and rest)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> grain.DatasetIterator:
+        """Returns a Grain iterator over the batches; its state says how far it is."""
+        dataset = grain.MapDataset.source(self.rows).batch(self.batch_size, drop_remainder=not self.partial)
+        dataset = dataset.map(self._finish)
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+    def _finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        short = self.batch_size - len(batch["tokens"])
+        if short:
+            batch = {k: np.concatenate([v, np.zeros((short, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+        if self.labels:
+            batch["labels"] = self._labels(batch["notes"])
+        return batch
+
+    def _labels(self, notes: np.ndarray) -> np.ndarray:
+        if isinstance(self.notes.labels, np.ndarray):
+            return np.where(notes > 0, self.notes.labels[np.maximum(notes, 1) - 1], 0).astype(np.int32)
+        hot = np.zeros((*notes.shape, self.labels), np.float32)
+        for place in zip(*np.nonzero(notes), strict=True):
+            hot[place][self.notes.labels[notes[place] - 1]] = 1.0
+        return hot

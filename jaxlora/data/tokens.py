@@ -1,0 +1,115 @@
+"""Notes to token ids: the tokenizer of a Hugging Face LLaMA directory, and a split's notes as one flat array."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxlora.errors import UserError
+
+_BATCH = 256
+
+
+class Tokenizer:
+    """Encodes text as LLaMA does: one BOS, then the pieces, no EOS (paper section 1.2).
+
+    A directory with `tokenizer.json` is read as it is. With a SentencePiece `tokenizer.model` alone, transformers 5's
+    automatic choice drops the leading-space piece, so the LLaMA class is named here.
+
+    Raises:
+      UserError: the directory holds neither file, or the file is damaged.
+    """
+
+    def __init__(self, directory: str | Path):
+        from transformers import AutoTokenizer, LlamaTokenizer
+
+        directory = Path(directory)
+        files = [directory / name for name in ("tokenizer.json", "tokenizer.model")]
+        path = next((file for file in files if file.exists()), None)
+        if path is None:
+            raise UserError(f"config.base: {directory} has no tokenizer.json and no tokenizer.model")
+        kind = AutoTokenizer if path.name == "tokenizer.json" else LlamaTokenizer
+        try:
+            self._tokenizer = kind.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # the reader of either format raises whatever its parser raises
+            raise UserError(f"{path} is not a readable tokenizer ({type(error).__name__}); copy it again") from None
+        self.bos, self.eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        if self.bos is None:
+            raise UserError(f"{path} has no BOS token; a LLaMA tokenizer has one")
+        self.vocab = len(self._tokenizer)
+        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, BOS first."""
+        ids = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [[self.bos, *row] for row in ids]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedNotes:
+    """The notes of one split as token ids, in pieces of at most `length` tokens.
+
+    Attributes:
+      tokens: `[total]`, all pieces one after another.
+      offsets: `[pieces + 1]`, where each piece starts.
+      notes: `[pieces]`, the note each piece is of.
+      ids, patients: keyed ids, by note.
+      labels: by note: `[notes]` int for one label, a list of index arrays for several, None for none.
+    """
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    notes: np.ndarray
+    ids: np.ndarray
+    patients: np.ndarray
+    labels: np.ndarray | list[np.ndarray] | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+def tokenize(
+    source: Sequence[dict], tokenizer: Tokenizer, length: int, long_notes: str, progress: Callable[[int], None]
+) -> TokenizedNotes:
+    """Tokenizes a split of a prepared dataset, whole, into memory (two or four bytes a token).
+
+    Args:
+      source: the split, as `builders.load(...).split(...)` gives it.
+      length: tokens a piece has at most, BOS included.
+      long_notes: "truncate" keeps a note's first piece; "chunk" cuts it into pieces, each with a BOS.
+      progress: called with the number of notes done after each batch.
+
+    Raises:
+      UserError: `long_notes` is neither.
+    """
+    if long_notes not in ("truncate", "chunk"):
+        raise UserError(f"config.data.long_notes is {long_notes!r}; give 'truncate' or 'chunk'")
+    dtype = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
+    pieces, notes, ids, patients, labels = [], [], [], [], []
+    for start in range(0, len(source), _BATCH):
+        batch = [source[i] for i in range(start, min(start + _BATCH, len(source)))]
+        for number, row in enumerate(tokenizer.encode([example["text"] for example in batch]), start):
+            for piece in _pieces(row, length, long_notes):
+                pieces.append(np.asarray(piece, dtype))
+                notes.append(number)
+        ids += [example["id"] for example in batch]
+        patients += [example["patient"] for example in batch]
+        labels += [example.get("label") for example in batch]
+        progress(len(batch))
+    offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
+    tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+    if labels and labels[0] is None:
+        labels = None
+    elif labels and np.ndim(labels[0]) == 0:
+        labels = np.asarray(labels, np.int64)
+    return TokenizedNotes(tokens, offsets, np.asarray(notes), np.asarray(ids), np.asarray(patients), labels)
+
+
+def _pieces(ids: list[int], length: int, long_notes: str) -> list[list[int]]:
+    if long_notes == "truncate" or len(ids) <= length:
+        return [ids[:length]]
+    bos, rest = ids[0], ids[1:]
+    return [[bos, *rest[i : i + length - 1]] for i in range(0, len(rest), length - 1)]

@@ -1,0 +1,109 @@
+"""Metrics, from saved predictions alone: arrays in, numbers out. scikit-learn computes what it can."""
+
+import warnings
+
+import numpy as np
+from sklearn import metrics
+
+from jaxlora.eval.predictions import Predictions
+
+
+def evaluate(predictions: Predictions) -> dict[str, float]:
+    """Returns the metrics that fit the kind of the predictions.
+
+    "lm": perplexity, base_perplexity (no adapter), tokens, n. Otherwise auroc, auprc, f1 (macro), f1_micro, accuracy,
+    n, and labels_scored; "multiclass" has auroc_ovo too, the paper's one-vs-one average (section 3).
+    """
+    p = predictions
+    if p.kind == "lm":
+        return {
+            "perplexity": perplexity(p.nll, p.tokens),
+            "base_perplexity": perplexity(p.base_nll, p.tokens),
+            "tokens": int(p.tokens.sum()),
+            "n": len(p.ids),
+        }
+    truth = p.labels if p.kind == "multilabel" else np.eye(len(p.names), dtype=np.uint8)[p.labels]
+    scores = p.logits if p.kind == "multilabel" else softmax(p.logits)
+    chosen = (p.logits > 0).astype(np.uint8) if p.kind == "multilabel" else p.logits.argmax(axis=1)
+    if p.kind == "binary":
+        truth, scores = truth[:, 1:], scores[:, 1:]
+    scored = scorable(truth)
+    result = {
+        "auroc": auroc(truth, scores),
+        "auprc": auprc(truth, scores),
+        "f1": f1(p.labels, chosen, average="macro", labels=scored if p.kind == "multilabel" else None),
+        "f1_micro": f1(p.labels, chosen, average="micro"),
+        "accuracy": float((p.labels == chosen).mean()),
+        "n": len(p.ids),
+        "labels_scored": len(scored),
+    }
+    if p.kind == "multiclass":
+        result["auroc_ovo"] = auroc_one_vs_one(p.labels, scores)
+    return result
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Returns the softmax of `[notes, labels]` over the labels, in float64."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
+    """Returns exp(total nll / total tokens): every token weighs the same, unlike the paper's mean of batch means.
+
+    Args:
+      nll, tokens: `[notes]`.
+    """
+    return float(np.exp(np.sum(nll, dtype=np.float64) / max(np.sum(tokens, dtype=np.float64), 1.0)))
+
+
+def scorable(truth: np.ndarray) -> np.ndarray:
+    """Returns the columns of 0/1 `truth: [notes, labels]` that have both a positive and a negative."""
+    positives = truth.sum(axis=0)
+    return np.flatnonzero((positives > 0) & (positives < len(truth)))
+
+
+def auroc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Returns the AUROC, averaged over the labels that have both classes (one-vs-rest); NaN where none has.
+
+    Args:
+      truth: 0/1 `[notes, labels]`. scores: `[notes, labels]`, any increasing function of the probability.
+    """
+    columns = scorable(truth)
+    return _mean([metrics.roc_auc_score(truth[:, c], scores[:, c]) for c in columns])
+
+
+def auprc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Returns the average precision, averaged like `auroc`; scikit-learn's own average counts a label without
+    positives as 0."""
+    columns = scorable(truth)
+    return _mean([metrics.average_precision_score(truth[:, c], scores[:, c]) for c in columns])
+
+
+def auroc_one_vs_one(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Returns the macro one-vs-one AUROC over the classes that occur; NaN where fewer than two do.
+
+    Args:
+      labels: int `[notes]`. probabilities: `[notes, classes]`.
+    """
+    present = np.unique(labels)
+    pairs = []
+    for i, a in enumerate(present):
+        for b in present[i + 1 :]:
+            of_pair = np.isin(labels, (a, b))
+            first = labels[of_pair] == a
+            forward = metrics.roc_auc_score(first, probabilities[of_pair, a])
+            backward = metrics.roc_auc_score(~first, probabilities[of_pair, b])
+            pairs.append((forward + backward) / 2)
+    return _mean(pairs)
+
+
+def f1(truth: np.ndarray, chosen: np.ndarray, average: str, labels: np.ndarray | None = None) -> float:
+    """Returns scikit-learn's F1 of class numbers or 0/1 matrices, a label never predicted counting as 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(metrics.f1_score(truth, chosen, average=average, labels=labels, zero_division=0))
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

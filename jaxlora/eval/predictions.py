@@ -1,0 +1,61 @@
+"""The one file between a model and its evaluation: what was predicted for each note, and the truth."""
+
+import dataclasses
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxlora.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Predictions for the notes of one split.
+
+    Attributes:
+      kind: "lm", "binary", "multiclass" or "multilabel".
+      names: label names, in index order.
+      ids, patients: keyed ids, `[notes]`.
+      labels: int `[notes]`, or 0/1 `[notes, labels]` for several; empty for "lm" and for notes without labels.
+      logits: float32 `[notes, labels]`; empty for "lm".
+      nll: `[notes]`, the negative log-likelihood of each note's tokens; base_nll: without any adapter.
+      tokens: `[notes]`, how many tokens were predicted.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    ids: np.ndarray
+    patients: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    nll: np.ndarray
+    base_nll: np.ndarray
+    tokens: np.ndarray
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file (`.npz`), atomically and for the user's eyes only."""
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("kind", "names")}
+        partial = Path(f"{path}.tmp")
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            np.savez_compressed(file, about=np.asarray(json.dumps([self.kind, self.names])), **arrays)
+        partial.rename(path)
+
+
+def load(path: str | Path) -> Predictions:
+    """Reads a predictions file.
+
+    Raises:
+      UserError: no such file, or a damaged one.
+    """
+    if not Path(path).exists():
+        raise UserError(f"{path} does not exist; run `jaxlora evaluate` on that workdir first")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kind, names = json.loads(str(file["about"]))
+            arrays = {name: file[name] for name in file.files if name != "about"}
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        raise UserError(f"{path} is damaged; run `jaxlora evaluate` on that workdir again") from None
+    return Predictions(kind, tuple(names), **arrays)

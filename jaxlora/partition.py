@@ -1,0 +1,88 @@
+"""Names decide what is trained.
+
+Every parameter is in exactly one partition: `base`, `adapter/<name>` or `head`. A list of patterns names the trainable
+partitions; the mask over the parameters that follows from it is computed here, once, and gives the (train, frozen)
+split of the step, the optax mask, the optimizer state, what a checkpoint stores, and the table printed at start.
+
+A pattern is a partition (`head`, `adapter/clinical`), an adapter's bare name (`clinical`), or a wildcard
+(`adapter/*`).
+"""
+
+import fnmatch
+import math
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+from jaxlora.errors import UserError, nearest
+
+
+def partition_of(path: tuple[str, ...]) -> str:
+    """Returns the partition of the parameter at `path`, e.g. ("blocks", "q_proj", "adapters", "clinical", "a")."""
+    if path[0] == "head":
+        return "head"
+    if "adapters" in path:
+        return "adapter/" + path[path.index("adapters") + 1]
+    return "base"
+
+
+def partitions(model: nnx.Module) -> tuple[str, ...]:
+    """Returns the names of the model's partitions, sorted."""
+    return tuple(sorted({partition_of(path) for path, _ in nnx.to_flat_state(nnx.state(model))}))
+
+
+def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozenset[str]:
+    """Returns the partitions that `patterns` name.
+
+    Raises:
+      UserError: a pattern matches no partition of the model, or there is no pattern.
+    """
+    present, chosen = partitions(model), set()
+    for pattern in patterns:
+        matched = fnmatch.filter(present, pattern) + fnmatch.filter(present, f"adapter/{pattern}")
+        if not matched:
+            raise UserError(f"config.trainable: {pattern!r} matches no partition{nearest(pattern, present)}")
+        chosen.update(matched)
+    if not chosen:
+        raise UserError(f"config.trainable is empty: name what is to be trained, of {', '.join(present)}")
+    return frozenset(chosen)
+
+
+def mask(model: nnx.Module, patterns: Sequence[str]) -> nnx.State:
+    """Returns the model's state with True for each trainable parameter and False for each frozen one.
+
+    It fits `optax.masked` and, mapped to labels, `optax.partition` over all parameters.
+    """
+    chosen = trainable_partitions(model, patterns)
+    flat = [(path, leaf.replace(partition_of(path) in chosen)) for path, leaf in nnx.to_flat_state(nnx.state(model))]
+    return nnx.from_flat_state(flat)
+
+
+def split(model: nnx.Module, patterns: Sequence[str]) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Splits the model into (definition, train, frozen); `nnx.merge` of the three gives it back.
+
+    Gradients are taken with respect to `train` alone and the optimizer sees nothing else, so a frozen weight has
+    neither gradient nor optimizer state, whatever is logged.
+    """
+    chosen = trainable_partitions(model, patterns)
+    return nnx.split(model, lambda path, _: partition_of(path) in chosen, ...)
+
+
+def select(state: nnx.State, chosen: Sequence[str]) -> nnx.State:
+    """Returns the part of a model's state that lies in the partitions `chosen`."""
+    return nnx.from_flat_state([(p, leaf) for p, leaf in nnx.to_flat_state(state) if partition_of(p) in chosen])
+
+
+def table(model: nnx.Module, active: Sequence[str], patterns: Sequence[str]) -> str:
+    """Returns the table of partitions printed at the start of a run: parameters, active, trainable."""
+    chosen = trainable_partitions(model, patterns)
+    counts: dict[str, int] = {}
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        name = partition_of(path)
+        counts[name] = counts.get(name, 0) + sum(math.prod(x.shape) for x in jax.tree.leaves(leaf))
+    lines = [f"{'partition':<24}{'parameters':>16}  active  trainable"]
+    for name, count in sorted(counts.items()):
+        is_active = name in ("base", "head") or name.removeprefix("adapter/") in active
+        lines.append(f"{name:<24}{count:>16,}  {'yes' if is_active else 'no':<6}  {'yes' if name in chosen else 'no'}")
+    return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""The verbs `train`, `evaluate` and `predict`: where data, model, training and evaluation meet."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jaxlora import partition
+from jaxlora.data import builders, examples, files, tables
+from jaxlora.data.loader import Batches
+from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
+from jaxlora.errors import UserError
+from jaxlora.eval import metrics
+from jaxlora.eval.predict import make_predict_step, predict
+from jaxlora.eval.predictions import Predictions
+from jaxlora.interop import huggingface
+from jaxlora.models.llama import Llama
+from jaxlora.train import checkpoint
+from jaxlora.train.assemble import adapter_specs, assemble
+from jaxlora.train.loop import fit
+from jaxlora.train.mesh import make_mesh
+from jaxlora.train.objective import Objective, balanced_weights
+
+
+def train_run(config: ConfigDict, workdir: str) -> None:
+    """Trains one row: `WORKDIR/config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`; resumes what is there.
+
+    Raises:
+      UserError: a field of the config that is missing or wrong, or one that differs from the run to be resumed.
+    """
+    for field in ("base", "data.dir", "data.name"):
+        if not _get(config, field):
+            raise UserError(f"config.{field} is not set; give it with --config.{field}=")
+    if (epath.Path(workdir) / "config.json").exists():
+        checkpoint.check_same_run(workdir, config)
+    prepared = builders.load(config.data.dir, config.data.name)
+    task, labels = prepared.task, len(prepared.task.labels)
+    mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
+    if config.batch_size < 1 or config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}; it must be a multiple of the {mesh.shape['data']} data by "
+            f"{mesh.shape['fsdp']} fsdp devices"
+        )
+    specs = adapter_specs(config)
+    tokenizer = Tokenizer(config.base)
+    notes = _tokenized(config, prepared, "train", tokenizer)
+    held_out = _tokenized(config, prepared, "validation", tokenizer) if prepared.splits.get("validation") else None
+    model = assemble(config, labels, mesh)
+    print(partition.table(model, config.active, config.trainable))
+
+    weights = ()
+    if config.class_weights and task.kind in ("binary", "multiclass"):
+        weights = balanced_weights(notes.labels, labels)
+    objective = Objective(task.kind, tuple(config.active), weights, config.loss_chunk)
+    batches = Batches(notes, config.data.length, config.batch_size, labels, config.epochs, config.seed)
+    validate = None
+    if held_out is not None:
+        in_order = Batches(held_out, config.data.length, config.batch_size, seed=None)
+        step = make_predict_step(nnx.graphdef(model), objective, mesh)
+
+        def validate(state: nnx.State) -> tuple[float, dict[str, float]]:
+            values = metrics.evaluate(predict(step, state, in_order, task.kind, task.labels, mesh))
+            chosen = {k: values[k] for k in ("perplexity", "auroc", "auprc") if k in values}
+            return -values["perplexity"] if task.kind == "lm" else values["auroc"], chosen
+
+    metadata = {
+        "base": huggingface.fingerprint(config.base),
+        "tokenizer": tokenizer.fingerprint,
+        "adapters": {name: checkpoint.spec_json(spec) for name, spec in specs.items()},
+        "kind": task.kind,
+        "labels": list(task.labels),
+    }
+    checkpoint.write_config(workdir, config)
+    fit(config, workdir, model, objective, batches, validate, metadata, mesh)
+
+
+def evaluate_run(workdir: str, split: str = "test") -> dict[str, float]:
+    """Predicts a split with a trained run, saves `predictions-SPLIT.npz`, and `metrics-SPLIT.json` from that file.
+
+    Returns:
+      The metrics.
+
+    Raises:
+      UserError: `workdir` is no trained run, its base or tokenizer has changed, or the dataset has no such split.
+    """
+    run = _Restored(workdir)
+    prepared = builders.load(run.config.data.dir, run.config.data.name)
+    notes = _tokenized(run.config, prepared, split, run.tokenizer)
+    predictions = run.predict(notes)
+    path = Path(workdir) / f"predictions-{split}.npz"
+    predictions.save(path)
+    values = metrics.evaluate(predictions)
+    files.write(path.with_name(f"metrics-{split}.json"), json.dumps(values, indent=1) + "\n")
+    return values
+
+
+def predict_run(workdir: str, table: str, output: str, id_column: str, text_column: str) -> int:
+    """Scores the notes of a table with a trained classification run.
+
+    Writes a CSV: `row` (of the table), `id` (keyed, with the key in `WORKDIR/id.key`), and the probability of each
+    label.
+
+    Args:
+      table: a CSV, JSON-lines or Parquet file. output: the CSV to write.
+
+    Returns:
+      How many notes were scored.
+
+    Raises:
+      UserError: a missing column, a note without text, or a run that has no head.
+    """
+    run = _Restored(workdir)
+    if run.kind == "lm":
+        raise UserError(f"--workdir: {workdir} is a language-model run and has no head; give a downstream run")
+    key = examples.load_key(workdir)
+    rows = []
+    for number, cells in tables.rows(table, (id_column, text_column)):
+        if not str(cells[text_column] or "").strip():
+            raise UserError(f"{tables.where(table, text_column, number)}: no text; remove the row or fill it")
+        rows.append({"id": examples.keyed(key, str(cells[id_column])), "patient": "", "text": cells[text_column]})
+    logits = run.predict(tokenize(rows, run.tokenizer, run.config.data.length, "truncate", lambda _: None)).logits
+    scores = 1 / (1 + np.exp(-logits)) if run.kind == "multilabel" else metrics.softmax(logits)
+    partial = Path(f"{output}.tmp")
+    with open(
+        os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", newline="", encoding="utf-8"
+    ) as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "id", *run.labels])
+        for number, (row, values) in enumerate(zip(rows, scores, strict=True), 1):
+            writer.writerow([number, row["id"], *(f"{value:.6f}" for value in values)])
+    partial.rename(output)
+    return len(rows)
+
+
+def restore_model(workdir: str) -> Llama:
+    """Returns the model of a trained run, with the parameters of its best (or last, see `config.select`) checkpoint.
+
+    Raises:
+      UserError: as `evaluate_run`.
+    """
+    return _Restored(workdir).model
+
+
+class _Restored:
+    """A trained run, ready to predict."""
+
+    def __init__(self, workdir: str):
+        self.config = checkpoint.read_config(workdir)
+        checkpoints = checkpoint.Checkpoints(workdir)
+        try:
+            step = checkpoints.choose(self.config.select)
+            metadata = checkpoints.metadata(step)
+            self.tokenizer = Tokenizer(self.config.base)
+            found = {"base": huggingface.fingerprint(self.config.base), "tokenizer": self.tokenizer.fingerprint}
+            for what, value in found.items():
+                if metadata[what] != value:
+                    raise UserError(f"--workdir: {workdir} was trained with another {what} than {self.config.base} has")
+            self.kind, self.labels = metadata["kind"], tuple(metadata["labels"])
+            # The checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
+            for adapter in self.config.adapters.values():
+                adapter.workdir = ""
+            self.mesh = make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)
+            model = assemble(self.config, len(self.labels), self.mesh)
+            definition, state = nnx.split(model)
+            stored = set(partition.partitions(model)) - {"base"}
+            stored |= partition.trainable_partitions(model, self.config.trainable)
+            kept = checkpoints.restore_model(step, partition.select(state, stored))
+        finally:
+            checkpoints.close()
+        frozen = partition.select(state, set(partition.partitions(model)) - stored)
+        self.model = nnx.merge(definition, nnx.merge_state(kept, frozen))
+
+    def predict(self, notes: TokenizedNotes) -> Predictions:
+        definition, state = nnx.split(self.model)
+        objective = Objective(self.kind, tuple(self.config.active), loss_chunk=self.config.loss_chunk)
+        batches = Batches(notes, self.config.data.length, self.config.batch_size, seed=None)
+        step = make_predict_step(definition, objective, self.mesh)
+        return predict(step, state, batches, self.kind, self.labels, self.mesh)
+
+
+def _tokenized(config: ConfigDict, prepared: builders.Prepared, split: str, tokenizer: Tokenizer) -> TokenizedNotes:
+    source = prepared.split(split)
+    with tqdm(total=len(source), desc=f"tokenizing {split}", unit="note", leave=False) as bar:
+        return tokenize(source, tokenizer, config.data.length, config.data.long_notes, bar.update)
+
+
+def _get(config: ConfigDict, field: str) -> str:
+    for name in field.split("."):
+        config = config[name]
+    return config

@@ -1,0 +1,90 @@
+"""A config to a model on the devices: base from Hugging Face, adapters anew or from an earlier run, head anew."""
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jaxlora import partition
+from jaxlora.errors import UserError, nearest
+from jaxlora.interop import huggingface
+from jaxlora.models.llama import REMAT, Llama
+from jaxlora.models.lora import TARGETS, LoraSpec
+from jaxlora.train import checkpoint, mesh
+
+
+def adapter_specs(config: ConfigDict) -> dict[str, LoraSpec]:
+    """Returns the adapters of a config by name.
+
+    Raises:
+      UserError: a target that LLaMA does not have, a rank below 1, or an active adapter that is not declared.
+    """
+    specs = {}
+    for name, a in config.adapters.items():
+        for target in a.targets:
+            if target not in TARGETS:
+                raise UserError(f"config.adapters.{name}.targets: {target!r} is no layer{nearest(target, TARGETS)}")
+        if a.rank < 1:
+            raise UserError(f"config.adapters.{name}.rank is {a.rank}; it must be 1 or more")
+        if not 0.0 <= a.dropout < 1.0:
+            raise UserError(f"config.adapters.{name}.dropout is {a.dropout}; it must be at least 0 and below 1")
+        specs[name] = LoraSpec(a.rank, a.alpha, a.dropout, tuple(a.targets))
+    for name in config.active:
+        if name not in specs:
+            raise UserError(f"config.active: no adapter {name!r} in config.adapters{nearest(name, specs)}")
+    return specs
+
+
+def assemble(config: ConfigDict, labels: int, device_mesh: Mesh) -> Llama:
+    """Builds the model of a config, every parameter on its devices.
+
+    Args:
+      labels: number of labels of the head; 0 builds none.
+
+    Raises:
+      UserError: what `adapter_specs`, `huggingface.load_base` and `checkpoint.load_adapter` raise, or a remat policy
+        that does not exist.
+    """
+    specs = adapter_specs(config)
+    if config.remat not in REMAT:
+        raise UserError(f"config.remat: no policy {config.remat!r}{nearest(config.remat, REMAT)}")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype is {config.dtype!r}; give 'float32' or 'bfloat16'")
+    shape = dataclasses.replace(huggingface.read_config(config.base), dtype=config.dtype, remat=config.remat)
+
+    def build(key):
+        return Llama(shape, specs, labels, rngs=nnx.Rngs(key))
+
+    abstract = nnx.eval_shape(build, jax.random.key(0))
+    definition, state = nnx.split(abstract)
+    added = [name for name in partition.partitions(abstract) if name != "base"]
+    base = partition.select(state, ["base"])
+    placed = mesh.shardings(device_mesh, state)
+    base_placed = {path: placed[path] for path, _ in nnx.to_flat_state(base)}
+    with tqdm(total=len(base_placed), desc="base weights", unit="tensor", leave=False) as bar:
+        base = huggingface.load_base(config.base, abstract, base_placed, lambda _: bar.update())
+    if not added:
+        return nnx.merge(definition, base)
+    fresh = partition.select(state, added)
+    paths = [path for path, _ in nnx.to_flat_state(fresh)]
+
+    # Under jit the random base that `build` also makes is never computed.
+    @jax.jit
+    def initialise(key):
+        return [leaf[...] for _, leaf in nnx.to_flat_state(partition.select(nnx.state(build(key)), added))]
+
+    values = dict(zip(paths, initialise(jax.random.key(config.seed)), strict=True))
+    for name in specs:
+        if config.adapters[name].workdir:
+            values.update(
+                checkpoint.load_adapter(
+                    config.adapters[name].workdir, name, specs[name], huggingface.fingerprint(config.base)
+                )
+            )
+    leaves = [
+        (path, leaf.replace(jax.device_put(values[path], placed[path]))) for path, leaf in nnx.to_flat_state(fresh)
+    ]
+    return nnx.merge(definition, base, nnx.from_flat_state(leaves))

@@ -1,0 +1,220 @@
+"""Orbax checkpoints of a run: adapters, head, optimizer, data iterator, and what they belong to.
+
+A checkpoint holds every parameter that is not the base (and the base too, in a run that trains it), so a run's folder
+and the base directory are all that evaluation needs. Its metadata say which base, which tokenizer and which adapters
+it is of; a mismatch is an error that names the difference.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+from orbax.checkpoint import v1 as ocp
+
+from jaxlora import partition
+from jaxlora.errors import UserError
+from jaxlora.models.lora import LoraSpec
+
+Path = tuple[str, ...]
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `WORKDIR/checkpoints`: the latest two and the best on validation.
+
+    Args:
+      workdir: the run's folder, local or `gs://`.
+    """
+
+    def __init__(self, workdir: str):
+        self.directory = epath.Path(workdir).absolute() / "checkpoints"
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(2), policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
+        self._orbax = ocp.training.Checkpointer(
+            self.directory, preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the latest checkpoint, or None."""
+        return self._orbax.latest.step if self._orbax.latest else None
+
+    def save(
+        self, step: int, model: nnx.State, optimizer: Any, data: dict[str, int], score: float, metadata: dict[str, Any]
+    ) -> None:
+        """Saves one step, atomically.
+
+        Args:
+          model: the parameters to keep. optimizer: the optimizer's state. data: the state of the data iterator.
+          score: what the best checkpoint has most of, on validation.
+          metadata: what the checkpoint belongs to, JSON.
+        """
+        items = {"model": _by_name(model), "optimizer": _by_name(optimizer), "data": data}
+        self._orbax.save_checkpointables(
+            step, items, force=True, metrics={"score": float(score)}, custom_metadata=metadata
+        )
+
+    def restore(self, step: int, model: nnx.State, optimizer: Any) -> tuple[nnx.State, Any, dict[str, int]]:
+        """Returns (model, optimizer, data) of a step, in the forms and on the devices of the ones given.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        like = {"model": _abstract(_by_name(model)), "optimizer": _abstract(_by_name(optimizer)), "data": None}
+        items = self._load(step, like)
+        data = {name: int(value) for name, value in items["data"].items()}
+        return _like(model, items["model"]), _like(optimizer, items["optimizer"]), data
+
+    def restore_model(self, step: int, model: nnx.State) -> nnx.State:
+        """Returns the parameters of a step alone.
+
+        Raises:
+          UserError: the checkpoint is damaged, or holds other parameters.
+        """
+        return _like(model, self._load(step, {"model": _abstract(_by_name(model))})["model"])
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """Returns what a step's checkpoint belongs to, with its score."""
+        found = next(c for c in self._orbax.checkpoints if c.step == step)
+        try:
+            return {**self._orbax.load_metadata(step).custom_metadata, "score": found.metrics["score"]}
+        except (TypeError, KeyError, ValueError, FileNotFoundError):
+            raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
+
+    def choose(self, select: str) -> int:
+        """Returns the step to evaluate: the `best` on validation, or the `last`.
+
+        Raises:
+          UserError: there is no checkpoint, or `select` is neither.
+        """
+        if select not in ("best", "last"):
+            raise UserError(f"config.select is {select!r}; give 'best' or 'last'")
+        if not self._orbax.checkpoints:
+            raise UserError(f"{self.directory.parent} has no checkpoint; train it first")
+        if select == "last":
+            return self.latest
+        return max(self._orbax.checkpoints, key=lambda c: (c.metrics["score"], c.step)).step
+
+    def close(self) -> None:
+        self._orbax.close()
+
+    def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._orbax.load_checkpointables(step, like)
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            raise UserError(
+                f"{self.directory}: checkpoint {step} cannot be restored ({type(error).__name__}); it is damaged or of "
+                "another model: delete that folder to go on from the one before"
+            ) from None
+
+
+def load_adapter(workdir: str, name: str, spec: LoraSpec, base: str) -> dict[Path, np.ndarray]:
+    """Returns the parameters of adapter `name` of an earlier run, by path.
+
+    Args:
+      workdir: the earlier run. spec: the adapter's size in this run. base: the fingerprint of this run's base.
+
+    Raises:
+      UserError: no such run or adapter, another size, or trained on another base.
+    """
+    if not (epath.Path(workdir) / "checkpoints").exists():
+        raise UserError(f"config.adapters.{name}.workdir: {workdir} has no checkpoints; train that run first")
+    checkpoints = Checkpoints(workdir)
+    try:
+        step = checkpoints.choose(read_config(workdir).select)
+        metadata = checkpoints.metadata(step)
+        found = metadata["adapters"].get(name)
+        if found is None:
+            present = ", ".join(sorted(metadata["adapters"])) or "none"
+            raise UserError(f"config.adapters.{name}.workdir: {workdir} has no adapter {name!r}, but {present}")
+        if metadata["base"] != base:
+            raise UserError(f"config.adapters.{name}.workdir: {workdir} was trained on another base than config.base")
+        for field, value in spec_json(spec).items():
+            if field != "dropout" and found[field] != value:
+                raise UserError(
+                    f"config.adapters.{name}.{field} is {value}, but {workdir} was trained with {found[field]}"
+                )
+        stored = checkpoints._load(step, {"model": None})["model"]
+    finally:
+        checkpoints.close()
+    paths = {tuple(key.split("/")): value for key, value in stored.items()}
+    return {path: np.asarray(v) for path, v in paths.items() if partition.partition_of(path) == f"adapter/{name}"}
+
+
+def spec_json(spec: LoraSpec) -> dict[str, Any]:
+    """Returns an adapter's size as JSON data."""
+    return {**dataclasses.asdict(spec), "targets": list(spec.targets)}
+
+
+def write_config(workdir: str, config: ConfigDict) -> None:
+    """Writes the run's config to `WORKDIR/config.json`."""
+    path = epath.Path(workdir) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=1) + "\n")
+
+
+def read_config(workdir: str) -> ConfigDict:
+    """Reads the run's config.
+
+    Raises:
+      UserError: the folder is not a run's, or its config is damaged.
+    """
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"--workdir: {workdir} has no config.json; give the folder of a run that `train` made")
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except ValueError:
+        raise UserError(f"{path} is damaged; copy it again") from None
+
+
+def check_same_run(workdir: str, config: ConfigDict) -> None:
+    """Checks that a run that is to be resumed has the config it was started with.
+
+    Raises:
+      UserError: a field differs; it is named with both values.
+    """
+    before, now = _flat(read_config(workdir)), _flat(ConfigDict(json.loads(config.to_json_best_effort())))
+    for field in sorted(before.keys() | now.keys()):
+        if before.get(field) != now.get(field):
+            raise UserError(
+                f"--workdir: {workdir} was started with config.{field} = {before.get(field)!r}, "
+                f"not {now.get(field)!r}; use a new workdir"
+            )
+
+
+def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    result = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            result.update(_flat(value, f"{prefix}{name}."))
+        else:
+            result[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
+
+
+def _by_name(tree: Any) -> dict[str, jax.Array]:
+    """Returns the leaves of a tree by name, `blocks/q_proj/adapters/clinical/a`: free of any class of Flax or optax."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _like(tree: Any, values: dict[str, jax.Array]) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: values[_name(path)], tree)
+
+
+def _name(path: Path) -> str:
+    keys = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in path]
+    return "/".join(key for key in keys if key != "value")
+
+
+def _abstract(values: dict[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding) for name, v in values.items()}

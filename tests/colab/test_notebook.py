@@ -1,0 +1,54 @@
+"""The notebook is clean, its example configuration is valid, and it runs from top to bottom."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[2] / "colab/clinical_lora.ipynb"
+# What makes the demo smaller than the notebook's own run.
+OVERRIDES: list[str] = []
+TIMEOUT = 1800  # seconds a cell
+
+
+@pytest.fixture
+def notebook() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=nbformat.NO_CONVERT)
+
+
+def test_it_is_valid_and_stores_no_output(notebook):
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            ast.parse(cell.source)
+            assert cell.outputs == [] and cell.execution_count is None
+
+
+def test_its_configuration_for_own_notes_is_valid(notebook):
+    (code,) = re.findall(r"```python\n(.*?)```", notebook.cells[-1].source, flags=re.DOTALL)
+    namespace = {}
+    exec(code, namespace)
+    for step, active in (("clinical", ("clinical",)), ("downstream", ("clinical", "downstream"))):
+        config = namespace["get_config"](step)
+        assert config.active == active
+        assert config.data.name in config.datasets
+
+
+@pytest.mark.slow
+def test_it_runs_and_shows_the_report(notebook, tmp_path):
+    at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    smaller = f"WORKDIR = {str(tmp_path / 'demo')!r}\nOVERRIDES = {OVERRIDES!r}"
+    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(smaller))
+    resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    NotebookClient(notebook, kernel_name="python3", timeout=TIMEOUT, resources=resources).execute()
+
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in shown if output.output_type == "stream")
+    data = [output.data for output in shown if output.output_type == "display_data"]
+    assert "jaxlib" in printed and "devices:" in printed
+    assert any("AUROC" in part.get("text/markdown", "") for part in data)
+    assert any("image/png" in part for part in data)

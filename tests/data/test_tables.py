@@ -1,0 +1,118 @@
+"""Tables are read as text, whatever their format, and told apart from broken ones without quoting a cell."""
+
+import gzip
+import json
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jaxlora.data import tables
+from jaxlora.errors import UserError
+
+SECRET = "Sentinel9Q"
+
+
+def read(path, *columns):
+    return list(tables.rows(path, columns))
+
+
+def test_csv_keeps_zeros_quotes_commas_and_line_breaks(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes(b'\xef\xbb\xbfID,Text\r\n007,"a ""b"", c\r\n\r\nd: \xc3\xa9"\r\n\r\n008,""\r\n')
+    assert read(path, "id", "TEXT") == [
+        (1, {"id": "007", "TEXT": 'a "b", c\r\n\r\nd: é'}),
+        (2, {"id": "008", "TEXT": None}),
+    ]
+
+
+def test_compressed_csv_reads_the_same(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"id,text\n1,x\n"))
+    assert read(tmp_path / "t.csv.gz", "text") == [(1, {"text": "x"})]
+
+
+def test_a_cell_of_two_megabytes_is_read(tmp_path):
+    (tmp_path / "t.csv").write_text('id,text\n1,"' + "long\n" * 400_000 + '"\n')
+    assert len(read(tmp_path / "t.csv", "text")[0][1]["text"]) == 2_000_000
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+def test_json_lines(tmp_path, name):
+    lines = b'{"ID": 7, "text": "a\\nb", "labels": ["x", 2], "v": 1.50}\n\n{"ID": null, "text": ""}\n'
+    (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    assert read(tmp_path / name, "id", "text", "labels", "v") == [
+        (1, {"id": "7", "text": "a\nb", "labels": ["x", "2"], "v": "1.50"}),
+        (2, {"id": None, "text": None, "labels": None, "v": None}),
+    ]
+
+
+def test_parquet(tmp_path):
+    table = pa.table({"Id": [7, None], "text": ["a", "b"], "labels": [["x", "y"], []]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet", "id", "labels") == [
+        (1, {"id": "7", "labels": ["x", "y"]}),
+        (2, {"id": None, "labels": None}),
+    ]
+
+
+def test_a_table_is_read_as_it_is_asked_for(tmp_path):
+    (tmp_path / "t.csv").write_text("id,text\n1,a\n2,b\n3,c,d\n")
+    stream = tables.rows(tmp_path / "t.csv", ["text"])
+    assert [next(stream)[1]["text"] for _ in range(2)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.txt", b"x", "unknown type"),
+        ("t.csv", b"", "empty (0 bytes)"),
+        ("t.csv.gz", gzip.compress(b""), "empty (0 bytes)"),
+        ("t.csv", b"id,text\n", "no rows"),
+        ("t.csv", b"id,test\n1,%s\n", "no column 'text'; did you mean 'test'? (columns: id, test)"),
+        ("t.csv", b"id,body\n1,%s\n", "no column 'text'; valid: body, id"),
+        ("t.csv", b"1,%s came in with a cough, and then some more words\n", "does not look like column names"),
+        ("t.csv", b"id,Text,TEXT\n1,%s,b\n", "2 columns are named 'text'"),
+        ("t.csv", b"id,text\n1,a\n2,%s,c\n", "row 2: 3 cells where the header has 2"),
+        ("t.csv", b'id,text\n1,a\n2,"%s\n3,c\n', "row 2: malformed CSV"),
+        ("t.csv", b'id,text\n1,"a"%s\n', "row 1: malformed CSV"),
+        ("t.csv", b"id,text\n1,a\n2,%s\xff\n", "column 'text', row 2: not valid UTF-8"),
+        ("t.csv.gz", gzip.compress(b"id,text\n1,%s\n" * 99)[:-9], "damaged or cut short"),
+        ("t.csv.gz", b"id,text\n1,%s\n", "damaged or cut short"),
+        ("t.jsonl", b'{"id": 1, "text": "a"}\n{"id": 2, "text": "%s\n', "row 2: malformed JSON"),
+        ("t.jsonl", b'["%s"]\n', "row 1: not a JSON object"),
+        ("t.jsonl", b'{"id": 1, "text": {"%s": 2}}\n', "column 'text', row 1: neither text nor a list"),
+        ("t.jsonl", b'{"id": 1, "text": "%s\\ud800"}\n', "column 'text', row 1: not valid UTF-8"),
+        ("t.jsonl", b'{"id": 1, "body": "%s"}\n', "no column 'text'; valid: body, id"),
+        ("t.parquet", b"PAR1 %s", "malformed Parquet"),
+    ],
+)
+def test_errors_name_the_place_and_quote_nothing(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content.replace(b"%s", SECRET.encode()))
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / name, "id", "text")
+    assert message in str(caught.value) and str(tmp_path / name) in str(caught.value)
+    assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None and (caught.value.__context__ is None or caught.value.__suppress_context__)
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path):
+    (tmp_path / "notes.csv").write_text("id\n1\n")
+    with pytest.raises(UserError, match="no such file; did you mean 'notes.csv'"):
+        read(tmp_path / "note.csv", "id")
+
+
+def test_truncated_parquet(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": [SECRET * 99]}), path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="malformed Parquet"):
+        read(path, "text")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path):
+    (tmp_path / "t.jsonl").write_text(json.dumps({"id": 1}))
+    (tmp_path / "t.jsonl").chmod(0)
+    with pytest.raises(UserError, match="may not read"):
+        read(tmp_path / "t.jsonl", "id")
