@@ -68,16 +68,15 @@ def make_loader(ids, labels, batch_size, generator=None):
             targets = torch.tensor([labels[i] for i in indices])
         return {"input_ids": input_ids, "attention_mask": mask, "labels": targets}
 
-    shuffle = generator is not None
-    return DataLoader(range(len(ids)), batch_size, shuffle=shuffle, generator=generator, collate_fn=collate)
+    return DataLoader(range(len(ids)), batch_size, generator is not None, generator=generator, collate_fn=collate)
 
 
 def train(model, ids, labels, args, epochs, seed):
-    """Train with AdamW and a linear schedule; return the throughput and what went into it."""
+    """Train with AdamW on every weight that is not frozen; return the throughput and what went into it."""
     loader = make_loader(ids, labels, args.batch_size, torch.Generator().manual_seed(seed))
     total = epochs * len(loader)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=args.lr, weight_decay=0.0)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, round(args.warmup * total), total)
+    schedule = transformers.get_scheduler(args.schedule, optimizer, round(args.warmup * total), total)
     model.train()
     real, positions, stamps = [], 0, [time.perf_counter()]
     for _ in range(epochs):
@@ -99,11 +98,10 @@ def summarise(real, positions, stamps):
     starts = range(0, len(real) - BLOCK + 1, BLOCK)
     blocks = [sum(real[i : i + BLOCK]) / (stamps[i + BLOCK] - stamps[i]) for i in starts]
     result = {"steps": len(real), "real_tokens": sum(real), "padding_share": round(1 - sum(real) / positions, 4)}
-    result |= {"seconds": round(stamps[-1] - stamps[0], 2)}
-    result |= {"real_tokens_per_second": round(sum(real) / (stamps[-1] - stamps[0]), 1)}
+    seconds = stamps[-1] - stamps[0]
+    result |= {"seconds": round(seconds, 2), "real_tokens_per_second": round(sum(real) / seconds, 1)}
     if blocks:
-        spread = {"median": statistics.median(blocks), "min": min(blocks), "max": max(blocks)}
-        result |= {f"block_{name}": round(value, 1) for name, value in spread.items()}
+        result |= {f"block_{f.__name__}": round(f(blocks), 1) for f in (statistics.median, min, max)}
     return result
 
 
@@ -133,11 +131,10 @@ def macro_auroc(model, ids, labels, args):
 
 def language_model(args, tokenizer, merged):
     """Run step 1, save the base with its adapter merged in to the folder ``merged`` and return the figures."""
-    files = {"train": ("train.csv", "TrainingSet"), "valid": ("valid.csv", "ValidationSet")}
     ids = {}
-    for split, (aci, mts) in files.items():
-        texts = read_column(args.aci_bench / aci, "note")
-        texts += read_column(args.mts_dialog / f"MTS_Dataset_{mts}.csv", "section_text")
+    for split, mts in {"train": "Training", "valid": "Validation"}.items():
+        texts = read_column(args.aci_bench / f"{split}.csv", "note")
+        texts += read_column(args.mts_dialog / f"MTS_Dataset_{mts}Set.csv", "section_text")
         ids[split] = encode(tokenizer, texts, args.lm_length)
     torch.manual_seed(args.lm_seed)
     model = LlamaForCausalLM.from_pretrained(args.base, use_cache=False, dtype=torch.float32)
@@ -180,23 +177,23 @@ def main():
     for name, value in (defaults | {"batch-size": 16, "threads": 2, "max-steps": 0}).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--schedule", choices=("linear", "constant_with_warmup"), default="linear")
     parser.add_argument("--warmup", type=float, default=0.0, help="share of the steps with a rising learning rate")
     parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="which rows of step 2 to run")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer = LlamaTokenizer.from_pretrained(args.base)
     versions = {module.__name__: module.__version__ for module in (torch, transformers, peft)}
-    report = {"versions": versions, "threads": args.threads, "lr": args.lr, "warmup": args.warmup}
+    report = {"versions": versions, "arguments": {k: v for k, v in vars(args).items() if not isinstance(v, Path)}}
     with tempfile.TemporaryDirectory() as merged:
-        report["language_model"] = language_model(args, tokenizer, merged)
+        report |= {"language_model": language_model(args, tokenizer, merged), "section_header": []}
         print(json.dumps(report["language_model"]), flush=True)
-        report["section_header"] = []
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
         for seed in range(args.seeds):
             for row in args.rows:
                 report["section_header"].append(classify(args, tokenizer, row, merged, seed))
                 print(json.dumps(report["section_header"][-1]), flush=True)
                 args.out.write_text(json.dumps(report, indent=1) + "\n")
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,3 +19,15 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     if match:
         return f"; did you mean {match[0]!r}?"
     return f"; valid: {', '.join(valid)}" if valid else "; there are none"
+
+
+def one_of(name: str, value: str, valid: Iterable[str]) -> str:
+    """Returns `value` where it is one of `valid`.
+
+    Raises:
+      UserError: it is not; the message gives `name` and the nearest valid spelling.
+    """
+    valid = tuple(valid)
+    if value not in valid:
+        raise UserError(f"{name}: no {value!r}{nearest(value, valid)}")
+    return value

@@ -47,6 +47,26 @@ class Tokenizer:
         return [[self.bos, *row] for row in ids]
 
 
+def train_tokenizer(texts: Sequence[str], directory: str | Path, vocab: int) -> None:
+    """Trains a SentencePiece tokenizer of LLaMA's kind (BPE, digits apart, unknown characters as bytes) on `texts`, and
+    writes `DIRECTORY/tokenizer.model`; <unk>, <s> and </s> are 0, 1 and 2."""
+    import sentencepiece
+
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(Path(directory) / "tokenizer"),
+        vocab_size=vocab,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizedNotes:
     """The notes of one split as token ids, in pieces of at most `length` tokens.

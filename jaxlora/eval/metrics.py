@@ -22,11 +22,8 @@ def evaluate(predictions: Predictions) -> dict[str, float]:
             "tokens": int(p.tokens.sum()),
             "n": len(p.ids),
         }
-    truth = p.labels if p.kind == "multilabel" else np.eye(len(p.names), dtype=np.uint8)[p.labels]
-    scores = p.logits if p.kind == "multilabel" else softmax(p.logits)
+    truth, scores = one_vs_rest(p)
     chosen = (p.logits > 0).astype(np.uint8) if p.kind == "multilabel" else p.logits.argmax(axis=1)
-    if p.kind == "binary":
-        truth, scores = truth[:, 1:], scores[:, 1:]
     scored = scorable(truth)
     result = {
         "auroc": auroc(truth, scores),
@@ -40,6 +37,19 @@ def evaluate(predictions: Predictions) -> dict[str, float]:
     if p.kind == "multiclass":
         result["auroc_ovo"] = auroc_one_vs_one(p.labels, scores)
     return result
+
+
+def one_vs_rest(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (truth, scores), `[notes, labels]`: 0/1, and what ranks the notes for each label.
+
+    Several labels are ranked by their logits, one of several classes by its probability, and a binary task has the one
+    column of its second class. The published code ranked several labels by a softmax over them (paper section 0).
+    """
+    p = predictions
+    if p.kind == "multilabel":
+        return p.labels, p.logits
+    truth, scores = np.eye(len(p.names), dtype=np.uint8)[p.labels], softmax(p.logits)
+    return (truth[:, 1:], scores[:, 1:]) if p.kind == "binary" else (truth, scores)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -99,10 +99,11 @@ def load_base(directory: str | Path, model: Llama, shardings: nnx.State, progres
     return nnx.from_flat_state(loaded)
 
 
-def save(directory: str | Path, model: Llama, bos: int, eos: int) -> None:
+def save(directory: str | Path, model: Llama) -> None:
     """Writes the base of `model` as config.json and model.safetensors, in float32 or the base's dtype.
 
-    The adapters are left out. The tokenizer's files are the caller's to add.
+    The adapters are left out. The tokenizer's files are the caller's to add; BOS is 1 and EOS 2, as in every LLaMA
+    with a SentencePiece tokenizer.
     """
     directory, c = Path(directory), model.config
     directory.mkdir(parents=True, exist_ok=True)
@@ -131,8 +132,8 @@ def save(directory: str | Path, model: Llama, bos: int, eos: int) -> None:
         "tie_word_embeddings": c.tied,
         "attention_bias": False,
         "mlp_bias": False,
-        "bos_token_id": bos,
-        "eos_token_id": eos,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
         "torch_dtype": str(np.dtype(c.dtype)),
     }
     (directory / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

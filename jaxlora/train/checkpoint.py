@@ -80,10 +80,10 @@ class Checkpoints:
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Returns what a step's checkpoint belongs to, with its score."""
-        found = next(c for c in self._orbax.checkpoints if c.step == step)
         try:
-            return {**self._orbax.load_metadata(step).custom_metadata, "score": found.metrics["score"]}
-        except (TypeError, KeyError, ValueError, FileNotFoundError):
+            found = self._orbax.checkpointables_metadata(step)
+            return {**found.custom_metadata, "score": found.metrics["score"]}
+        except (TypeError, KeyError, ValueError, OSError):
             raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
 
     def choose(self, select: str) -> int:

@@ -1,0 +1,106 @@
+"""`jaxlora demo`: the whole idea on a generated cohort, through the same code as a real run.
+
+Nothing is downloaded. The notes are generated (`jaxlora.data.synthetic`), the small base is pretrained here on plain
+English unless `config.base` names one, and every figure of the report is measured.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from jaxlora import pipeline, rows
+from jaxlora.config import adapter, dataset, table
+from jaxlora.data import files, synthetic, tokens
+from jaxlora.data.prepare import prepare
+from jaxlora.eval.report import report
+from jaxlora.interop import huggingface
+from jaxlora.models.llama import Llama, LlamaConfig
+
+
+def demo(config: ConfigDict, workdir: str) -> None:
+    """Runs the two steps and the rows of `config.demo` into `WORKDIR`; what is finished already is not run again.
+
+    Args:
+      config: of `configs/demo.py`; its `demo` part says how large everything is.
+    """
+    start, folder, sizes = time.monotonic(), Path(workdir), config.demo
+    jax.config.update("jax_compilation_cache_dir", str((folder / "compilation_cache").absolute()))
+    if not config.base:
+        config.base = _make_base(config, folder / "base")
+    _stage("a cohort of generated patients")
+    synthetic.write_mimic3(folder / "cohort", sizes.patients, config.seed)
+    config.mimic3 = str(folder / "cohort")
+    prepare(config, folder / "data")
+    config.data.dir = str(folder / "data")
+
+    _stage("step 1: a clinical LoRA on the notes")
+    clinical = _part(config, sizes.clinical, "notes")
+    clinical.adapters.clinical = adapter(rank=16, alpha=32)
+    clinical.active = clinical.trainable = ("clinical",)
+    _run(clinical, folder / "clinical")
+    for task in sizes.tasks:
+        for name in sizes.rows:
+            _stage(f"step 2: {task}, {rows.ROWS[name].title}")
+            downstream = _part(config, sizes.downstream, task)
+            rows.set_row(downstream, name)
+            if "clinical" in downstream.adapters:
+                downstream.adapters.clinical.workdir = str(folder / "clinical")
+            _run(downstream, folder / task / name)
+    print(report(folder, time.monotonic() - start))
+
+
+def _make_base(config: ConfigDict, folder: Path) -> str:
+    """Makes a small LLaMA that knows plain English and no medicine: tokenizer, random weights, pretraining, export."""
+    _stage("a small LLaMA, pretrained on plain English")
+    sizes = config.demo.base
+    documents = synthetic.plain_english(sizes.sentences, config.seed)
+    english, random, pretrained = folder / "english.jsonl", folder / "random", folder / "pretrained"
+    pretrained.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(documents)]
+    files.write(english, "\n".join(lines) + "\n")
+    tokens.train_tokenizer(documents, random, sizes.vocab)
+    shape = LlamaConfig(
+        vocab=sizes.vocab,
+        embed=sizes.embed,
+        mlp=sizes.mlp,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        head_dim=sizes.embed // sizes.heads,
+        tied=True,
+    )
+    huggingface.save(random, Llama(shape, rngs=nnx.Rngs(config.seed)))
+    pretraining = _part(config, sizes, "english")
+    pretraining.base = str(random)
+    pretraining.datasets.english = dataset("lm", documents=table(str(english), text="text", id="id"))
+    prepare(pretraining, folder / "data")
+    pretraining.data.dir = str(folder / "data")
+    pretraining.trainable = ("base",)
+    pipeline.train_run(pretraining, str(folder / "pretraining"))
+    shutil.copy(random / "tokenizer.model", pretrained / "tokenizer.model")
+    huggingface.save(pretrained, pipeline.restore_model(str(folder / "pretraining")))
+    return str(pretrained)
+
+
+def _part(config: ConfigDict, sizes: ConfigDict, name: str) -> ConfigDict:
+    """Returns the config of one run of the demo."""
+    part = config.copy_and_resolve_references()
+    part.unlock()
+    del part.demo
+    part.data.name = name
+    part.learning_rate, part.epochs, part.batch_size = sizes.learning_rate, sizes.epochs, sizes.batch_size
+    return part
+
+
+def _run(config: ConfigDict, folder: Path) -> None:
+    pipeline.train_run(config, str(folder))
+    pipeline.evaluate_run(str(folder))
+
+
+def _stage(title: str) -> None:
+    print(f"\n== {title}", flush=True)
