@@ -1,6 +1,10 @@
 """Real notes, open to all: ACI-Bench and MTS-Dialog on a LLaMA of 260 thousand parameters."""
 
+from ml_collections import ConfigDict
+
 from jaxlora.config import adapter, dataset, default, table
+from jaxlora.errors import one_of
+from jaxlora.rows import ROWS, set_row
 
 SECTIONS = (
     "ALLERGY", "ASSESSMENT", "CC", "DIAGNOSIS", "DISPOSITION", "EDCOURSE", "EXAM", "FAM/SOCHX", "GENHX", "GYNHX",
@@ -9,8 +13,8 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def get_config(step="clinical"):
-    """Returns the config of one step: `clinical` or `downstream`."""
+def get_config(run: str = "clinical") -> ConfigDict:
+    """Returns the config of step 1 (`clinical`) or of a row of step 2."""
     config = default()
     config.base = "../shared/data/tinyllama260k/hf"
     config.aci_bench = "../shared/data/clinical-visit-note-corpus/aci-bench"
@@ -33,17 +37,18 @@ def get_config(step="clinical"):
         valid=table(held_out, split="test", **columns),
     )
     config.data.dir = "runs/public_notes/data"
-    config.learning_rate = 3e-3
-    config.adapters.clinical = adapter(rank=16, alpha=32)
-    if step == "clinical":
+    config.learning_rate, config.class_weights = 3e-3, False
+    one_of("configs/public_notes.py", run, ("clinical", *ROWS))
+    if run == "clinical":
         config.data.name, config.data.length = "notes", 512
+        config.adapters.clinical = adapter(rank=16, alpha=32)
         config.active = config.trainable = ("clinical",)
-        config.batch_size, config.epochs = 5, 5
+        config.batch_size, config.epochs = 5, 5  # 5 packed rows hold 17 notes
+        config.warmup, config.decay = 0.0, "constant"
     else:
         config.data.name, config.data.length = "sections", 256
-        config.adapters.clinical.workdir = config.get_ref("clinical")
-        config.adapters.downstream = adapter(rank=8, alpha=16)
-        config.active = ("clinical", "downstream")
-        config.trainable = ("downstream", "head")
-        config.batch_size, config.epochs = 6, 10
+        set_row(config, run)
+        if "clinical" in config.adapters:
+            config.adapters.clinical.workdir = config.get_ref("clinical")
+        config.batch_size, config.epochs = 6, 10  # 6 packed rows hold 15 notes
     return config

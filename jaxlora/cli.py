@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from jaxlora.errors import UserError, nearest
@@ -83,11 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if {"--help", "-h"} & set(arguments):
             print(f"{USAGE.replace('VERB', verb)}\n  {VERBS[verb].__doc__}")
             return 0
-        flag = _parse(arguments)
+        flag = parse(arguments)
         _quiet_libraries()
         VERBS[verb](flag)
     except UserError as error:
         print(f"jaxlora: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"jaxlora: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\njaxlora: interrupted; `train` goes on from its last checkpoint", file=sys.stderr)
@@ -100,7 +105,12 @@ def _help() -> str:
     return f"{USAGE}\n\n{verbs}\n\nconfigs/ holds one file an experiment; each opens with its exact command."
 
 
-def _parse(arguments: list[str]) -> flags.FlagValues:
+def parse(arguments: list[str]) -> flags.FlagValues:
+    """Reads the arguments from the verb on.
+
+    Raises:
+      UserError: a flag, a file or a field of the config that does not exist, or a value of the wrong type.
+    """
     flag = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True, flag_values=flag)
     for name, default, text in (
@@ -117,18 +127,22 @@ def _parse(arguments: list[str]) -> flags.FlagValues:
     sys.argv = ["jaxlora", *arguments]  # config_flags looks for --config.a.b there and nowhere else
     try:
         rest = flag(sys.argv)[2:]
+        config = flag.config
+        known = getattr(config, "base", None) is not None  # a file that could not be loaded raises here
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
     except (AttributeError, KeyError) as error:
         raise UserError(_unknown_field(arguments, str(error))) from error
-    except (SyntaxError, ImportError, NameError, TypeError, ValueError) as error:
-        raise UserError(f"--config cannot be read: {type(error).__name__}: {error}") from error
+    except (SyntaxError, ImportError, NameError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"--config cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if rest:
         raise UserError(f"unexpected {rest[0]!r}; every argument after the verb is --name=value")
-    if flag.config is not None:
-        flag.config.base = flag.base or flag.config.base
+    if config is not None:
+        if not known:
+            raise UserError("--config: get_config does not return a config made by jaxlora.config.default()")
+        config.base = flag.base or config.base
         for field in ("active", "trainable"):
-            flag.config[field] = tuple(name for names in flag.config[field] for name in names.split(","))
+            config[field] = tuple(name for names in config[field] for name in names.split(","))
     return flag
 
 
@@ -144,8 +158,13 @@ def _unknown_field(arguments: list[str], message: str) -> str:
 
 
 def _check_config_exists(arguments: list[str]) -> None:
-    path = next((a.split("=", 1)[1].split(":")[0] for a in arguments if a.startswith("--config=")), "")
-    if path and not os.path.isfile(path):
+    given = [
+        after if this == "--config" else this.removeprefix("--config=")
+        for this, after in zip(arguments, [*arguments[1:], ""], strict=True)
+        if this == "--config" or this.startswith("--config=")
+    ]
+    path = given[0].split(":")[0] if given else ""
+    if given and not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         present = [name for name in os.listdir(folder) if name.endswith(".py")] if os.path.isdir(folder) else []
         raise UserError(f"--config: no file {path}{nearest(os.path.basename(path), present)}")
@@ -164,9 +183,11 @@ def _workdir(flag: flags.FlagValues) -> str:
 
 
 def _quiet_libraries() -> None:
-    """Keeps transformers off the network and off the subject of PyTorch, which is not needed."""
+    """Keeps transformers off the network and off the subject of PyTorch, which is not needed, and Orbax from logging
+    what is raised anyway."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.set_verbosity(logging.FATAL)
 
 
 if __name__ == "__main__":

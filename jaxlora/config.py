@@ -30,6 +30,7 @@ def default() -> ConfigDict:
     config.batch_size = 16  # packed rows an update, over all devices
     config.epochs = 1
     config.warmup = 0.06  # share of the updates
+    config.decay = "linear"  # to zero after the warm-up, or "constant"
     config.weight_decay = 0.01
     config.clip = 0.0  # global gradient norm; 0 does not clip
     config.class_weights = True  # weight classes by N / (K n_c), as the paper does

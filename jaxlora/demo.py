@@ -13,9 +13,9 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxlora import pipeline, rows
+from jaxlora import files, pipeline, rows
 from jaxlora.config import adapter, dataset, table
-from jaxlora.data import files, synthetic, tokens
+from jaxlora.data import synthetic, tables, tokens
 from jaxlora.data.prepare import prepare
 from jaxlora.eval.report import report
 from jaxlora.interop import huggingface
@@ -40,14 +40,15 @@ def demo(config: ConfigDict, workdir: str) -> None:
 
     _stage("step 1: a clinical LoRA on the notes")
     clinical = _part(config, sizes.clinical, "notes")
-    clinical.adapters.clinical = adapter(rank=16, alpha=32)
+    clinical.data.long_notes = "chunk"
+    clinical.adapters.clinical = adapter(rank=16, alpha=32, targets=sizes.targets)
     clinical.active = clinical.trainable = ("clinical",)
     _run(clinical, folder / "clinical")
     for task in sizes.tasks:
         for name in sizes.rows:
             _stage(f"step 2: {task}, {rows.ROWS[name].title}")
             downstream = _part(config, sizes.downstream, task)
-            rows.set_row(downstream, name)
+            rows.set_row(downstream, name, sizes.targets)
             if "clinical" in downstream.adapters:
                 downstream.adapters.clinical.workdir = str(folder / "clinical")
             _run(downstream, folder / task / name)
@@ -58,7 +59,11 @@ def _make_base(config: ConfigDict, folder: Path) -> str:
     """Makes a small LLaMA that knows plain English and no medicine: tokenizer, random weights, pretraining, export."""
     _stage("a small LLaMA, pretrained on plain English")
     sizes = config.demo.base
+    # A LLaMA has met the words of medicine. The notes of other patients give this one their words, never a sentence.
+    synthetic.write_mimic3(folder / "others", sizes.others, config.seed + 1)
+    others = [cells["TEXT"] for _, cells in tables.rows(folder / "others" / "NOTEEVENTS.csv", ("TEXT",))]
     documents = synthetic.plain_english(sizes.sentences, config.seed)
+    documents += synthetic.dictionary_english(others, sizes.times, config.seed)
     english, random, pretrained = folder / "english.jsonl", folder / "random", folder / "pretrained"
     pretrained.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(documents)]

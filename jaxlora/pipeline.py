@@ -1,9 +1,8 @@
 """The verbs `train`, `evaluate` and `predict`: where data, model, training and evaluation meet."""
 
 import csv
+import io
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -11,11 +10,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxlora import partition
-from jaxlora.data import builders, examples, files, tables
+from jaxlora import files, partition
+from jaxlora.data import builders, examples, tables
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
-from jaxlora.errors import UserError
+from jaxlora.errors import UserError, one_of
 from jaxlora.eval import metrics
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import Predictions
@@ -37,10 +36,18 @@ def train_run(config: ConfigDict, workdir: str) -> None:
     for field in ("base", "data.dir", "data.name"):
         if not _get(config, field):
             raise UserError(f"config.{field} is not set; give it with --config.{field}=")
+    for field, least in (("data.length", 2), ("epochs", 1), ("loss_chunk", 1)):
+        if _get(config, field) < least:
+            raise UserError(f"config.{field} is {_get(config, field)}; it must be {least} or more")
+    one_of("config.select", config.select, ("best", "last"))
     if (epath.Path(workdir) / "config.json").exists():
         checkpoint.check_same_run(workdir, config)
     prepared = builders.load(config.data.dir, config.data.name)
     task, labels = prepared.task, len(prepared.task.labels)
+    if task.kind != "lm" and config.data.long_notes == "chunk":
+        raise UserError(
+            "config.data.long_notes = 'chunk' is for notes without labels; an outcome reads 'truncate'd notes"
+        )
     mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
     if config.batch_size < 1 or config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
         raise UserError(
@@ -65,9 +72,15 @@ def train_run(config: ConfigDict, workdir: str) -> None:
         step = make_predict_step(nnx.graphdef(model), objective, mesh)
 
         def validate(state: nnx.State) -> tuple[float, dict[str, float]]:
-            values = metrics.evaluate(predict(step, state, in_order, task.kind, task.labels, mesh))
-            chosen = {k: values[k] for k in ("perplexity", "auroc", "auprc") if k in values}
-            return -values["perplexity"] if task.kind == "lm" else values["auroc"], chosen
+            predictions = predict(step, state, in_order, task.kind, task.labels, mesh)
+            if not np.isfinite(predictions.logits).all():
+                return float("nan"), {}
+            values = metrics.evaluate(predictions)
+            if task.kind == "lm":
+                return -values["perplexity"], {"perplexity": values["perplexity"]}
+            if not values["labels_scored"]:  # notes of one class alone cannot be ranked
+                return 0.0, {}
+            return values["auroc"], {name: values[name] for name in ("auroc", "auprc")}
 
     metadata = {
         "base": huggingface.fingerprint(config.base),
@@ -91,12 +104,13 @@ def evaluate_run(workdir: str, split: str = "test") -> dict[str, float]:
     """
     run = _Restored(workdir)
     prepared = builders.load(run.config.data.dir, run.config.data.name)
+    if (prepared.task.kind, prepared.task.labels) != (run.kind, run.labels):
+        raise UserError(f"dataset {prepared.task.name}: {workdir} was trained with other labels; prepare it as it was")
     notes = _tokenized(run.config, prepared, split, run.tokenizer)
     predictions = run.predict(notes)
-    path = Path(workdir) / f"predictions-{split}.npz"
-    predictions.save(path)
+    predictions.save(epath.Path(workdir) / f"predictions-{split}.npz")
     values = metrics.evaluate(predictions)
-    files.write(path.with_name(f"metrics-{split}.json"), json.dumps(values, indent=1) + "\n")
+    files.write(epath.Path(workdir) / f"metrics-{split}.json", json.dumps(values, indent=1) + "\n")
     return values
 
 
@@ -121,20 +135,17 @@ def predict_run(workdir: str, table: str, output: str, id_column: str, text_colu
     key = examples.load_key(workdir)
     rows = []
     for number, cells in tables.rows(table, (id_column, text_column)):
-        if not str(cells[text_column] or "").strip():
+        if not isinstance(cells[text_column], str) or not cells[text_column].strip():
             raise UserError(f"{tables.where(table, text_column, number)}: no text; remove the row or fill it")
         rows.append({"id": examples.keyed(key, str(cells[id_column])), "patient": "", "text": cells[text_column]})
     logits = run.predict(tokenize(rows, run.tokenizer, run.config.data.length, "truncate", lambda _: None)).logits
     scores = 1 / (1 + np.exp(-logits)) if run.kind == "multilabel" else metrics.softmax(logits)
-    partial = Path(f"{output}.tmp")
-    with open(
-        os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", newline="", encoding="utf-8"
-    ) as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", "id", *run.labels])
-        for number, (row, values) in enumerate(zip(rows, scores, strict=True), 1):
-            writer.writerow([number, row["id"], *(f"{value:.6f}" for value in values)])
-    partial.rename(output)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["row", "id", *run.labels])
+    for number, (row, values) in enumerate(zip(rows, scores, strict=True), 1):
+        writer.writerow([number, row["id"], *(f"{value:.6f}" for value in values)])
+    files.write(output, text.getvalue())
     return len(rows)
 
 
@@ -158,9 +169,7 @@ class _Restored:
             metadata = checkpoints.metadata(step)
             self.tokenizer = Tokenizer(self.config.base)
             found = {"base": huggingface.fingerprint(self.config.base), "tokenizer": self.tokenizer.fingerprint}
-            for what, value in found.items():
-                if metadata[what] != value:
-                    raise UserError(f"--workdir: {workdir} was trained with another {what} than {self.config.base} has")
+            checkpoint.check_belongs(workdir, metadata, found)
             self.kind, self.labels = metadata["kind"], tuple(metadata["labels"])
             # The checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
             for adapter in self.config.adapters.values():

@@ -44,9 +44,9 @@ ROWS = {
 TABLE = tuple(name for name in ROWS if not name.endswith("as_published"))
 
 
-def set_row(config: ConfigDict, name: str) -> None:
+def set_row(config: ConfigDict, name: str, targets: tuple[str, ...] = ("q_proj", "v_proj")) -> None:
     """Sets adapters, active and trainable of a config to a row's, with the paper's most frequent sizes: a clinical
-    LoRA of rank 16 and alpha 32, and a downstream LoRA of rank 8 and alpha 16, on the queries and values.
+    LoRA of rank 16 and alpha 32, and a downstream LoRA of rank 8 and alpha 16, on the layers `targets`.
 
     Raises:
       UserError: there is no such row.
@@ -54,7 +54,7 @@ def set_row(config: ConfigDict, name: str) -> None:
     if name not in ROWS:
         raise UserError(f"no row {name!r}{nearest(name, ROWS)}")
     row = ROWS[name]
-    sizes = {"clinical": adapter(rank=16, alpha=32), "downstream": adapter(rank=8, alpha=16)}
+    sizes = {"clinical": adapter(16, 32, targets=targets), "downstream": adapter(8, 16, targets=targets)}
     config.adapters = ConfigDict({n: sizes[n] for n in row.adapters})
     config.active, config.trainable = row.active, row.trainable
 

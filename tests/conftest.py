@@ -1,9 +1,16 @@
 """Fixtures that several folders of tests share."""
 
+import csv
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from jaxlora import cli
 from jaxlora.data import synthetic
 
 
@@ -25,6 +32,16 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """Programs compile in half the time and run slower: for a module that compiles many and runs each a few times."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory) -> Path:
     """A real, small, random LLaMA with its tokenizer, in Hugging Face layout: 2 layers, grouped queries, tied."""
@@ -39,3 +56,166 @@ def small_base(tmp_path_factory) -> Path:
     shape = LlamaConfig(vocab=400, embed=32, mlp=64, layers=2, heads=4, kv_heads=2, head_dim=8, tied=True)
     huggingface.save(folder, Llama(shape, rngs=nnx.Rngs(0)))
     return folder
+
+
+@pytest.fixture(scope="session")
+def random_llama() -> Callable:
+    """Makes a tiny LLaMA of random weights, the adapters' B not zero, without compiling anything:
+    `random_llama(specs, labels, seed, **fields of LlamaConfig)`."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from jaxlora.models.llama import Llama, LlamaConfig
+    from jaxlora.train.mesh import make_mesh, shardings
+
+    tiny = dict(vocab=32, embed=16, mlp=24, layers=1, heads=4, kv_heads=2, head_dim=4)
+
+    def make(specs=None, labels=0, seed=0, **fields):
+        shape, rng = LlamaConfig(**{**tiny, **fields}), np.random.default_rng(seed)
+        abstract = nnx.eval_shape(lambda: Llama(shape, specs, labels, rngs=nnx.Rngs(0)))
+        definition, state = nnx.split(abstract)
+        placed, leaves = shardings(make_mesh(1, 1), state), []
+        for path, leaf in nnx.to_flat_state(state):
+            fan_in = 1 if path[0] == "embedding" else leaf.shape[-2] if len(leaf.shape) > 1 else 1
+            value = rng.normal(size=leaf.shape) * fan_in**-0.5
+            value = 1 + 0.1 * value if path[-1] == "scale" else value
+            leaves.append((path, leaf.replace(jax.device_put(value.astype(leaf.dtype), placed[path]))))
+        return nnx.merge(definition, nnx.from_flat_state(leaves))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def numbered_notes() -> Callable:
+    """Makes tokenized notes of the given lengths; each token is `100 * note + place`, so that it tells where it is
+    from: `numbered_notes(lengths, labels)`."""
+    import numpy as np
+
+    from jaxlora.data.tokens import TokenizedNotes
+
+    def make(lengths, labels=None):
+        tokens = [np.arange(n) + 100 * i for i, n in enumerate(lengths)]
+        names = np.asarray([f"note {i}" for i in range(len(lengths))])
+        return TokenizedNotes(
+            np.concatenate(tokens), np.cumsum([0, *lengths]), np.arange(len(lengths)), names, names, labels
+        )
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """Runs of `configs/table.py` on sixty notes and the small base, in seconds.
+
+    Attributes:
+      folder: where everything lies. notes: the table. sentinels: a word of every note's text, and the beginnings of
+        every raw id and of every raw patient.
+    """
+
+    folder: Path
+    base: Path
+    sentinels: tuple[str, str, str] = ("Zq7xWv9KpR", "Rw5Zx", "Pt7Kq")
+
+    @property
+    def notes(self) -> Path:
+        return self.folder / "notes.csv"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def clinical(self) -> Path:
+        return self.folder / "clinical"
+
+    @property
+    def downstream(self) -> Path:
+        return self.folder / "downstream"
+
+    def flags(self, step: str) -> list[str]:
+        """The config of a step: `clinical`, or a row; the downstream adapter of the latter has dropout."""
+        config = Path(__file__).parents[1] / "configs" / "table.py"
+        fields = {"path": self.notes, "base": self.base, "data.dir": self.data, "clinical": self.clinical}
+        fields |= {"data.length": 64, "batch_size": 4, "epochs": 2, "evaluations": 3, "learning_rate": 0.01}
+        fields |= {"split.validation": 0.2, "split.test": 0.3}
+        if step.endswith("downstream"):
+            fields["adapters.downstream.dropout"] = 0.1
+        return [f"--config={config}:{step}", *(f"--config.{name}={value}" for name, value in fields.items())]
+
+    @staticmethod
+    def run(verb: str, *arguments) -> int:
+        """The command line, in this process; returns its exit status."""
+        before = sys.argv
+        try:
+            return cli.main(["jaxlora", verb, *map(str, arguments)])
+        finally:
+            sys.argv = before
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """The environment of a process that need not compile what this one has compiled."""
+        import jax
+
+        cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+        return os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+@pytest.fixture(scope="session")
+def small(small_base, tmp_path_factory) -> Small:
+    """Sixty notes of thirty patients, prepared."""
+    small = Small(tmp_path_factory.mktemp("small"), small_base)
+    documents = synthetic.plain_english(400, 1)
+    text, id, patient = small.sentinels
+    with small.notes.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "patient", "text", "label", "several", "death"])
+        for i, document in zip(range(60), documents, strict=False):
+            sentence = document.split(". ")[0]
+            labels = ("good", "fair", "poor")[i % 3], ("a", "a,b", "", "b")[i % 4], ("no", "yes")[i % 2]
+            writer.writerow([f"{id}{i}", f"{patient}{i // 2}", f"{sentence}, {text}.", *labels])
+    assert small.run("prepare", *small.flags("clinical"), f"--workdir={small.data}") == 0
+    return small
+
+
+@pytest.fixture(scope="session")
+def trained(small) -> Small:
+    """The two steps, trained and evaluated; tests that change a run copy its folder."""
+    for step, workdir in (("clinical", small.clinical), ("frozen_downstream", small.downstream)):
+        assert small.run("train", *small.flags(step), f"--workdir={workdir}") == 0
+        assert small.run("evaluate", f"--workdir={workdir}") == 0
+    return small
+
+
+@pytest.fixture
+def refused(small, capfd) -> Callable[..., str]:
+    """Runs a command that must end with status 2 and one line on standard error; returns the line."""
+
+    def refused(verb, *arguments):
+        capfd.readouterr()
+        status = small.run(verb, *arguments)
+        written = re.split(r"[\r\n]", capfd.readouterr().err)
+        lines = [line for line in written if line.strip("\x1b[A ") and not re.search(r"\d+%\|", line)]  # progress bars
+        assert status == 2 and len(lines) == 1 and lines[0].startswith("jaxlora: "), lines
+        return lines[0]
+
+    return refused
+
+
+@pytest.fixture(scope="session")
+def stored() -> Callable:
+    """Reads what a run's checkpoint holds: by item (model, optimizer, data) and name."""
+    import numpy as np
+    from orbax.checkpoint import v1 as ocp
+
+    def read(workdir, step=None):
+        with ocp.training.Checkpointer(Path(workdir) / "checkpoints") as checkpoints:
+            step = step or checkpoints.latest.step
+            forms = checkpoints.checkpointables_metadata(step).metadata
+            empty = {
+                item: {name: np.empty(x.shape, x.dtype) if hasattr(x, "shape") else 0 for name, x in form.items()}
+                for item, form in forms.items()
+            }
+            return checkpoints.load_checkpointables(step, empty)
+
+    return read

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxlora.data import files
+from jaxlora import files
 from jaxlora.errors import UserError
 
 KINDS = ("lm", "binary", "multiclass", "multilabel")

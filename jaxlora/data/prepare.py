@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxlora.data import builders, files, generic, mimic, tasks
+from jaxlora import files
+from jaxlora.data import builders, generic, mimic, tasks
 from jaxlora.data.examples import Example, Task, check_shares, load_key
 from jaxlora.data.notes import admission_notes
 from jaxlora.errors import UserError

@@ -9,11 +9,12 @@ import math
 import random
 import re
 import textwrap
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from jaxlora.data import files
+from jaxlora import files
 from jaxlora.data import synthetic_prose as prose
 from jaxlora.data import synthetic_words as words
 
@@ -256,6 +257,28 @@ def plain_english(sentences: int, seed: int) -> list[str]:
         documents.append(" ".join(_sentence(rng, template) for template in chosen))
         sentences -= len(chosen)
     return documents
+
+
+def dictionary_english(notes: list[str], times: int, seed: int) -> list[str]:
+    """Returns documents of sentences that list words, in no order: "Tom looked up wheezes, 98%, and stent."
+
+    A LLaMA has met the words of medicine before it meets a note. These documents give a small one the words of `notes`
+    that occur three times or more, and nothing of how a note is written.
+
+    Args:
+      notes: where the words come from.
+      times: how often each word is listed.
+      seed: of the order.
+    """
+    rng = random.Random(seed)
+    counts = Counter(word for note in notes for word in note.split())
+    words = sorted(word for word, count in counts.items() if count >= 3) * times
+    rng.shuffle(words)
+    sentences = [
+        f"{rng.choice(prose.WORDS['person'])} looked up {', '.join(words[i : i + 9])}, and {words[i + 9]}."
+        for i in range(0, len(words) - 9, 10)
+    ]
+    return [" ".join(sentences[i : i + 3]) for i in range(0, len(sentences), 3)]
 
 
 def _sentence(rng: random.Random, template: str) -> str:

@@ -30,6 +30,8 @@ class Tokenizer:
         path = next((file for file in files if file.exists()), None)
         if path is None:
             raise UserError(f"config.base: {directory} has no tokenizer.json and no tokenizer.model")
+        if not path.stat().st_size:  # SentencePiece reads it as a model without pieces
+            raise UserError(f"{path} is empty; copy it again")
         kind = AutoTokenizer if path.name == "tokenizer.json" else LlamaTokenizer
         try:
             self._tokenizer = kind.from_pretrained(directory, local_files_only=True)
@@ -42,9 +44,9 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, BOS first."""
-        ids = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [[self.bos, *row] for row in ids]
+        """Returns the ids of each text, BOS first; a note that spells "</s>" has its characters, and not an EOS."""
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return [[self.bos, *row] for row in encoded["input_ids"]]
 
 
 def train_tokenizer(texts: Sequence[str], directory: str | Path, vocab: int) -> None:

@@ -1,10 +1,7 @@
 """The figures of a report: ROC curves by row, and loss curves."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,9 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from jaxlora.eval import metrics
-
-if TYPE_CHECKING:
-    from jaxlora.eval.report import Run
+from jaxlora.eval.runs import Run
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 _COLOURS = ("#999999", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#0072B2", "#CC79A7", "#000000")

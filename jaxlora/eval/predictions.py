@@ -1,13 +1,16 @@
 """The one file between a model and its evaluation: what was predicted for each note, and the truth."""
 
 import dataclasses
+import io
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+from jaxlora import files
 from jaxlora.errors import UserError
 
 
@@ -35,13 +38,12 @@ class Predictions:
     base_nll: np.ndarray
     tokens: np.ndarray
 
-    def save(self, path: str | Path) -> None:
-        """Writes the file (`.npz`), atomically and for the user's eyes only."""
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the file (`.npz`), atomically and for its owner's eyes only."""
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("kind", "names")}
-        partial = Path(f"{path}.tmp")
-        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            np.savez_compressed(file, about=np.asarray(json.dumps([self.kind, self.names])), **arrays)
-        partial.rename(path)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, about=np.asarray(json.dumps([self.kind, self.names])), **arrays)
+        files.write(path, buffer.getvalue())
 
 
 def load(path: str | Path) -> Predictions:
@@ -56,6 +58,6 @@ def load(path: str | Path) -> Predictions:
         with np.load(path, allow_pickle=False) as file:
             kind, names = json.loads(str(file["about"]))
             arrays = {name: file[name] for name in file.files if name != "about"}
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise UserError(f"{path} is damaged; run `jaxlora evaluate` on that workdir again") from None
     return Predictions(kind, tuple(names), **arrays)

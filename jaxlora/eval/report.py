@@ -1,44 +1,13 @@
 """Many evaluated runs to one table and its figures, from their saved predictions alone."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
-from jaxlora.errors import UserError
+from jaxlora import files
 from jaxlora.eval import figures, metrics
-from jaxlora.eval.predictions import Predictions, load
-from jaxlora.rows import ROWS, title_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One evaluated run: its dataset, its active adapters, the title of its row, its predictions and its log."""
-
-    dataset: str
-    active: tuple[str, ...]
-    row: str
-    predictions: Predictions
-    log: list[dict[str, float]]
-
-
-def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
-    """Returns every evaluated run under `folder`, in the order of the rows of the paper's tables.
-
-    Raises:
-      UserError: there is none.
-    """
-    runs = []
-    for path in sorted(Path(folder).rglob(f"predictions-{split}.npz")):
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        row = title_of(tuple(config["active"]), tuple(config["trainable"]), tuple(config["adapters"]))
-        log = [json.loads(line) for line in (path.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        runs.append(Run(config["data"]["name"], tuple(config["active"]), row, load(path), log))
-    if not runs:
-        raise UserError(f"--workdir: no evaluated run under {folder}; run `jaxlora evaluate` on one first")
-    order = [row.title for row in ROWS.values()]
-    return sorted(runs, key=lambda run: (run.dataset, order.index(run.row) if run.row in order else len(order)))
+from jaxlora.eval.runs import find_runs
 
 
 def report(folder: str | Path, seconds: float | None = None) -> str:
@@ -66,11 +35,11 @@ def report(folder: str | Path, seconds: float | None = None) -> str:
     summary["tasks"] = {task: {row: _mean(of) for row, of in rows.items()} for task, rows in summary["tasks"].items()}
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
-    (folder / "report.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    files.write(folder / "report.json", json.dumps(summary, indent=1) + "\n")
     made = figures.draw(folder / "figures", corpora, outcomes)
     text = _markdown(summary)
     pictures = "\n".join(f"![{path.stem}](figures/{path.name})" for path in made)
-    (folder / "report.md").write_text(f"{text}\n{pictures}\n", encoding="utf-8")
+    files.write(folder / "report.md", f"{text}\n{pictures}\n")
     return text
 
 

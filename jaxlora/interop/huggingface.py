@@ -32,14 +32,17 @@ def read_config(directory: str | Path) -> LlamaConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise UserError(f"{path} is not valid JSON; download it again") from None
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is not a JSON object; download it again")
+    rope_field = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+    rope = raw.get(rope_field) or {}
     unsupported = {
         "model_type": raw.get("model_type") != "llama",
         "hidden_act": raw.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(raw.get("attention_bias")),
         "mlp_bias": bool(raw.get("mlp_bias")),
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+        rope_field: rope.get("rope_type", rope.get("type", "default")) != "default",
     }
     for field, wrong in unsupported.items():
         if wrong:
@@ -163,9 +166,12 @@ class _Tensors:
         if index.exists():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError):
-                raise UserError(f"{index} is damaged; download it again") from None
-            if any(Path(name).name != name for name in names):
+                outside = any(Path(name).name != name or name in ("", "..") for name in names)
+            except (ValueError, KeyError, AttributeError, TypeError):
+                names = []
+            if not names:
+                raise UserError(f"{index} is damaged; download it again")
+            if outside:
                 raise UserError(f"{index} names a file outside its directory; refuse it")
             paths = [directory / name for name in names]
         elif single.exists():

@@ -68,6 +68,14 @@ def assemble(config: ConfigDict, labels: int, device_mesh: Mesh) -> Llama:
         base = huggingface.load_base(config.base, abstract, base_placed, lambda _: bar.update())
     if not added:
         return nnx.merge(definition, base)
+    earlier = {}
+    for name in specs:
+        if config.adapters[name].workdir:
+            earlier.update(
+                checkpoint.load_adapter(
+                    config.adapters[name].workdir, name, specs[name], huggingface.fingerprint(config.base)
+                )
+            )
     fresh = partition.select(state, added)
     paths = [path for path, _ in nnx.to_flat_state(fresh)]
 
@@ -77,13 +85,7 @@ def assemble(config: ConfigDict, labels: int, device_mesh: Mesh) -> Llama:
         return [leaf[...] for _, leaf in nnx.to_flat_state(partition.select(nnx.state(build(key)), added))]
 
     values = dict(zip(paths, initialise(jax.random.key(config.seed)), strict=True))
-    for name in specs:
-        if config.adapters[name].workdir:
-            values.update(
-                checkpoint.load_adapter(
-                    config.adapters[name].workdir, name, specs[name], huggingface.fingerprint(config.base)
-                )
-            )
+    values.update(earlier)
     leaves = [
         (path, leaf.replace(jax.device_put(values[path], placed[path]))) for path, leaf in nnx.to_flat_state(fresh)
     ]

@@ -17,7 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jaxlora import partition
+from jaxlora import files, partition
 from jaxlora.errors import UserError
 from jaxlora.models.lora import LoraSpec
 
@@ -35,9 +35,13 @@ class Checkpoints:
         self.directory = epath.Path(workdir).absolute() / "checkpoints"
         policies = ocp.training.preservation_policies
         keep = [policies.LatestN(2), policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
-        self._orbax = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
-        )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self.directory, preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
+            )
+        except ValueError:  # Orbax reads the scores of all checkpoints
+            damaged = ", ".join(_without_score(self.directory))
+            raise UserError(f"{self.directory}: checkpoint {damaged} is damaged; delete that folder") from None
 
     @property
     def latest(self) -> int | None:
@@ -78,11 +82,25 @@ class Checkpoints:
         """
         return _like(model, self._load(step, {"model": _abstract(_by_name(model))})["model"])
 
+    def load_numpy(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the parameters of a step by name, on the host, whatever devices they were trained on.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        try:
+            stored = self._orbax.checkpointables_metadata(step).metadata["model"]
+            like = {name: np.empty(array.shape, array.dtype) for name, array in stored.items()}
+        except (AttributeError, TypeError, KeyError, ValueError, OSError):
+            raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
+        return self._load(step, {"model": like})["model"]
+
     def metadata(self, step: int) -> dict[str, Any]:
         """Returns what a step's checkpoint belongs to, with its score."""
         try:
             found = self._orbax.checkpointables_metadata(step)
-            return {**found.custom_metadata, "score": found.metrics["score"]}
+            needed = {name: found.custom_metadata[name] for name in ("base", "tokenizer", "adapters", "kind", "labels")}
+            return {**needed, "score": found.metrics["score"]}
         except (TypeError, KeyError, ValueError, OSError):
             raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
 
@@ -98,6 +116,9 @@ class Checkpoints:
             raise UserError(f"{self.directory.parent} has no checkpoint; train it first")
         if select == "last":
             return self.latest
+        for found in self._orbax.checkpoints:
+            if not found.metrics:
+                raise UserError(f"{self.directory}: checkpoint {found.step} is damaged; delete that folder")
         return max(self._orbax.checkpoints, key=lambda c: (c.metrics["score"], c.step)).step
 
     def close(self) -> None:
@@ -139,11 +160,11 @@ def load_adapter(workdir: str, name: str, spec: LoraSpec, base: str) -> dict[Pat
                 raise UserError(
                     f"config.adapters.{name}.{field} is {value}, but {workdir} was trained with {found[field]}"
                 )
-        stored = checkpoints._load(step, {"model": None})["model"]
+        stored = checkpoints.load_numpy(step)
     finally:
         checkpoints.close()
     paths = {tuple(key.split("/")): value for key, value in stored.items()}
-    return {path: np.asarray(v) for path, v in paths.items() if partition.partition_of(path) == f"adapter/{name}"}
+    return {path: value for path, value in paths.items() if partition.partition_of(path) == f"adapter/{name}"}
 
 
 def spec_json(spec: LoraSpec) -> dict[str, Any]:
@@ -153,9 +174,8 @@ def spec_json(spec: LoraSpec) -> dict[str, Any]:
 
 def write_config(workdir: str, config: ConfigDict) -> None:
     """Writes the run's config to `WORKDIR/config.json`."""
-    path = epath.Path(workdir) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=1) + "\n")
+    content = json.dumps(json.loads(config.to_json_best_effort()), indent=1) + "\n"
+    files.write(epath.Path(workdir) / "config.json", content)
 
 
 def read_config(workdir: str) -> ConfigDict:
@@ -188,6 +208,20 @@ def check_same_run(workdir: str, config: ConfigDict) -> None:
             )
 
 
+def check_belongs(workdir: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Checks that a checkpoint was made with the base, tokenizer and labels of now.
+
+    Args:
+      before: the checkpoint's metadata. now: the same of now, or a part of them.
+
+    Raises:
+      UserError: one differs; it is named.
+    """
+    for what, value in now.items():
+        if before[what] != value:
+            raise UserError(f"--workdir: {workdir} was trained with another {what}; give back that one, or train anew")
+
+
 def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
     result = {}
     for name, value in config.items():
@@ -196,6 +230,17 @@ def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
         else:
             result[prefix + name] = list(value) if isinstance(value, tuple) else value
     return result
+
+
+def _without_score(directory: epath.Path) -> list[str]:
+    """Returns the names of the checkpoints whose score cannot be read."""
+    damaged = []
+    for path in sorted(directory.glob("*/metrics/metrics")):
+        try:
+            json.loads(path.read_text())["score"]
+        except (ValueError, KeyError):
+            damaged.append(path.parent.parent.name)
+    return damaged
 
 
 def _score(metrics: dict[str, float]) -> float:

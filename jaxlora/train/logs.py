@@ -5,6 +5,8 @@ import json
 import jax
 from etils import epath
 
+from jaxlora import files
+
 
 class RunLog:
     """Writes `WORKDIR/log.jsonl` and TensorBoard events; on hosts other than the first it writes nothing.
@@ -37,9 +39,7 @@ class RunLog:
     def flush(self) -> None:
         """Brings the log to the disk, whole: an object store cannot append."""
         if self._writes:
-            partial = self._path.with_suffix(".tmp")
-            partial.write_text("".join(line + "\n" for line in self._lines))
-            partial.replace(self._path)
+            files.write(self._path, "".join(line + "\n" for line in self._lines))
             self._board.flush()
 
     def close(self) -> None:

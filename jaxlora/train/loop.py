@@ -48,8 +48,8 @@ def fit(
     """
     definition, params, frozen = partition.split(model, config.trainable)
     updates = len(batches)
-    optimizer = make_optimizer(config.learning_rate, updates, config.warmup, config.weight_decay, config.clip)
-    rate = schedule(config.learning_rate, updates, config.warmup)
+    rate = schedule(config.learning_rate, updates, config.warmup, config.decay)
+    optimizer = make_optimizer(rate, config.weight_decay, config.clip)
     state = init_state(params, optimizer, mesh)
     dropout = any(config.adapters[name].dropout for name in config.active)
     update = make_train_step(definition, optimizer, objective, dropout, state, mesh)
@@ -58,6 +58,7 @@ def fit(
     checkpoints = checkpoint.Checkpoints(workdir)
     iterator, start = iter(batches), checkpoints.latest or 0
     if start:
+        checkpoint.check_belongs(workdir, checkpoints.metadata(start), metadata)
         kept = nnx.merge_state(state.params, kept_frozen)
         kept, optimizer_state, data = checkpoints.restore(start, kept, state.optimizer)
         state = TrainState(_at_paths_of(state.params, kept), optimizer_state)
@@ -85,10 +86,10 @@ def fit(
                 throughput.stop()
                 score, values = validate(nnx.merge_state(state.params, frozen)) if validate else (0.0, {})
                 _finite(step, {"validation score": score}, checkpoints.latest)
+                log.write(step, {**{f"validation/{k}": v for k, v in values.items()}, **throughput.rates()})
+                log.flush()  # before the checkpoint: what is logged after the last one is dropped on resuming
                 kept = nnx.merge_state(state.params, kept_frozen)
                 checkpoints.save(step, kept, state.optimizer, iterator.get_state(), score, metadata)
-                log.write(step, {**{f"validation/{k}": v for k, v in values.items()}, **throughput.rates()})
-                log.flush()
                 if values:
                     bar.write(f"update {step}: " + ", ".join(f"validation {k} {v:.4f}" for k, v in values.items()))
             if saving or step == start + 1:

@@ -1,4 +1,4 @@
-"""The notebook is clean, its example configuration is valid, and it runs from top to bottom."""
+"""The notebook is clean, the commands it names are valid, and it runs from top to bottom."""
 
 import ast
 import re
@@ -8,9 +8,19 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from jaxlora import cli
+
 NOTEBOOK = Path(__file__).parents[2] / "colab/clinical_lora.ipynb"
 # What makes the demo smaller than the notebook's own run.
-OVERRIDES: list[str] = []
+OVERRIDES = [
+    "--config.demo.patients=60",
+    "--config.demo.tasks=('mortality',)",
+    "--config.demo.rows=('head_only', 'frozen_downstream')",
+    "--config.demo.base.sentences=600",
+    "--config.demo.base.epochs=1",
+    "--config.demo.clinical.epochs=1",
+    "--config.demo.downstream.epochs=1",
+]
 TIMEOUT = 1800  # seconds a cell
 
 
@@ -28,14 +38,12 @@ def test_it_is_valid_and_stores_no_output(notebook):
             assert cell.outputs == [] and cell.execution_count is None
 
 
-def test_its_configuration_for_own_notes_is_valid(notebook):
-    (code,) = re.findall(r"```python\n(.*?)```", notebook.cells[-1].source, flags=re.DOTALL)
-    namespace = {}
-    exec(code, namespace)
-    for step, active in (("clinical", ("clinical",)), ("downstream", ("clinical", "downstream"))):
-        config = namespace["get_config"](step)
-        assert config.active == active
-        assert config.data.name in config.datasets
+def test_its_commands_for_own_notes_are_valid(notebook):
+    (block,) = re.findall(r"```bash\n(.*?)```", notebook.cells[-1].source, flags=re.DOTALL)
+    commands = [line.split() for line in block.splitlines()]
+    assert [command[1] for command in commands] == ["prepare", "train", "train", "evaluate"]
+    for command in commands:
+        assert cli.parse(command[1:]).workdir
 
 
 @pytest.mark.slow

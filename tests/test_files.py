@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jaxlora.data import files
+from jaxlora import files
 
 
 def test_write_makes_a_private_file(tmp_path):

@@ -1,0 +1,38 @@
+"""The evaluated runs under a folder: what each was, what it predicted, and how it went."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from jaxlora.errors import UserError
+from jaxlora.eval.predictions import Predictions, load
+from jaxlora.rows import ROWS, title_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One evaluated run: its dataset, its active adapters, the title of its row, its predictions and its log."""
+
+    dataset: str
+    active: tuple[str, ...]
+    row: str
+    predictions: Predictions
+    log: list[dict[str, float]]
+
+
+def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
+    """Returns every evaluated run under `folder`, in the order of the rows of the paper's tables.
+
+    Raises:
+      UserError: there is none.
+    """
+    runs = []
+    for path in sorted(Path(folder).rglob(f"predictions-{split}.npz")):
+        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
+        row = title_of(tuple(config["active"]), tuple(config["trainable"]), tuple(config["adapters"]))
+        log = [json.loads(line) for line in (path.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        runs.append(Run(config["data"]["name"], tuple(config["active"]), row, load(path), log))
+    if not runs:
+        raise UserError(f"--workdir: no evaluated run under {folder}; run `jaxlora evaluate` on one first")
+    order = [row.title for row in ROWS.values()]
+    return sorted(runs, key=lambda run: (run.dataset, order.index(run.row) if run.row in order else len(order)))

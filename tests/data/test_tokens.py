@@ -1,0 +1,156 @@
+"""Notes to token ids: what SentencePiece says, one BOS, and no token lost."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from jaxlora.data.tokens import Tokenizer, tokenize, train_tokenizer
+from jaxlora.errors import UserError
+
+ODD = [
+    "",
+    "a",
+    "\n",
+    "CHIEF COMPLAINT:\n\n\tchest pain\r\n",
+    "two  spaces,   three, trailing  ",
+    "120/80 mmHg, 5µg, ≥38.5°C",
+    "кашель и жар",
+    "β-blocker, λόγος",
+    "😷 no\u00a0break e\u0301",
+    "[**2101-1-1**] ___",
+    "\x00",
+    "says <s> and </s> and <unk>",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(small_base):
+    return Tokenizer(small_base)
+
+
+@pytest.fixture(scope="module")
+def pieces(small_base):
+    return sentencepiece.SentencePieceProcessor(model_file=str(small_base / "tokenizer.model"))
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_ids_are_one_bos_and_those_of_sentencepiece(tokenizer, pieces, text):
+    assert tokenizer.encode([text]) == [[1, *pieces.encode(text)]]
+
+
+def test_first_space_of_a_note_is_the_one_that_sentencepiece_adds(tokenizer):
+    """As transformers has it since LLaMA's `legacy=False`."""
+    assert tokenizer.encode([" chest pain"]) == tokenizer.encode(["chest pain"])
+
+
+def test_texts_do_not_depend_on_their_neighbours(tokenizer):
+    assert tokenizer.encode(ODD) == [tokenizer.encode([text])[0] for text in ODD]
+
+
+def test_ids_of_a_real_model(shared_data):
+    golden = json.loads((shared_data / "tinyllama260k" / "golden_base.json").read_text())
+    tokenizer = Tokenizer(shared_data / "tinyllama260k" / "hf")
+    assert tokenizer.encode([golden["text"]]) == [golden["ids"]]
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.vocab) == (1, 2, 512)
+
+
+def test_tokenizer_json_is_read_as_it_is(tokenizer, tmp_path):
+    tokenizer._tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").exists() and not (tmp_path / "tokenizer.model").exists()
+    assert Tokenizer(tmp_path).encode(ODD) == tokenizer.encode(ODD)
+
+
+def test_fingerprint_is_of_the_file(tokenizer, small_base, tmp_path):
+    shutil.copy(small_base / "tokenizer.model", tmp_path)
+    assert Tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    train_tokenizer(["other words for another vocabulary"], tmp_path, 285)
+    assert Tokenizer(tmp_path).fingerprint != tokenizer.fingerprint
+
+
+def test_missing_tokenizer_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=f"^config.base: {tmp_path} has no tokenizer.json and no tokenizer.model$"):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff" * 100])
+def test_damaged_tokenizer_is_an_error(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"^{tmp_path / name} ") as error:
+        Tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_truncated_tokenizer_model_is_an_error(small_base, tmp_path):
+    whole = (small_base / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="tokenizer.model is not a readable tokenizer .*; copy it again$"):
+        Tokenizer(tmp_path)
+
+
+TEXTS = ["chest pain", "", "the patient was seen today " * 9, "no fever\n" * 30]
+SOURCE = [{"text": t, "id": f"n{i}", "patient": f"p{i % 2}", "label": i} for i, t in enumerate(TEXTS)]
+
+
+def read(tokenizer, long_notes, length=16, source=SOURCE):
+    return tokenize(source, tokenizer, length, long_notes, lambda _: None)
+
+
+def pieces_of(notes) -> list[list[int]]:
+    return [notes.tokens[a:b].tolist() for a, b in zip(notes.offsets, notes.offsets[1:], strict=False)]
+
+
+def test_truncation_keeps_the_first_tokens_of_each_note(tokenizer):
+    notes = read(tokenizer, "truncate")
+    assert pieces_of(notes) == [row[:16] for row in tokenizer.encode(TEXTS)]
+    np.testing.assert_array_equal(notes.notes, range(4))
+
+
+@pytest.mark.parametrize("length", [2, 16, 1000])
+def test_chunks_keep_every_token_and_begin_with_bos(tokenizer, length):
+    notes = read(tokenizer, "chunk", length)
+    found = [[] for _ in TEXTS]
+    for note, piece in zip(notes.notes, pieces_of(notes), strict=True):
+        assert piece[0] == tokenizer.bos and len(piece) <= length
+        found[note] += piece[1:]
+    assert found == [row[1:] for row in tokenizer.encode(TEXTS)]
+    np.testing.assert_array_equal(notes.lengths, [len(piece) for piece in pieces_of(notes)])
+
+
+def test_ids_patients_and_labels_stay_by_note(tokenizer):
+    done = []
+    notes = tokenize(SOURCE * 100, tokenizer, 16, "chunk", done.append)  # more than one batch
+    assert notes.ids.tolist() == ["n0", "n1", "n2", "n3"] * 100
+    assert notes.patients.tolist() == ["p0", "p1", "p0", "p1"] * 100
+    np.testing.assert_array_equal(notes.labels, [0, 1, 2, 3] * 100)
+    assert sum(done) == 400 and len(done) > 1
+    np.testing.assert_array_equal(np.unique(notes.notes), range(400))
+
+
+def test_several_labels_stay_lists_and_none_is_none(tokenizer):
+    several = [{**row, "label": np.arange(row["label"])} for row in SOURCE]
+    assert [x.tolist() for x in read(tokenizer, "truncate", source=several).labels] == [[], [0], [0, 1], [0, 1, 2]]
+    bare = [{name: row[name] for name in ("text", "id", "patient")} for row in SOURCE]
+    assert read(tokenizer, "truncate", source=bare).labels is None
+
+
+def test_empty_split_has_no_piece(tokenizer):
+    notes = read(tokenizer, "truncate", source=[])
+    assert len(notes.tokens) == len(notes.lengths) == len(notes.ids) == 0
+
+
+def test_unknown_way_with_long_notes_is_an_error(tokenizer):
+    with pytest.raises(UserError, match="^config.data.long_notes is 'split'; give 'truncate' or 'chunk'$"):
+        read(tokenizer, "split")
+
+
+def test_trained_tokenizer_is_of_llamas_kind(tokenizer, pieces):
+    assert len(pieces) == tokenizer.vocab == 400
+    assert [pieces.id_to_piece(i) for i in range(3)] == ["<unk>", "<s>", "</s>"]
+    assert (tokenizer.bos, tokenizer.eos) == (1, 2)
+    words = [pieces.id_to_piece(i) for i in range(259, 400)]
+    assert not any(any(c.isdigit() for c in word.strip("▁")) and len(word.strip("▁")) > 1 for word in words)
+    assert pieces.decode(pieces.encode("β 2  x")) == "β 2  x"  # unknown characters as bytes, spaces kept

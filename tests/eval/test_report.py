@@ -1,0 +1,117 @@
+"""Evaluated runs to one table and its figures."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxlora.errors import UserError
+from jaxlora.eval import metrics
+from jaxlora.eval.predictions import Predictions
+from jaxlora.eval.report import report
+from jaxlora.rows import ROWS
+
+NONE = np.zeros(0, np.float32)
+IDS = np.array([f"{i:016x}" for i in range(60)])
+
+
+def write_run(folder, predictions, dataset, row):
+    """Writes what `train` and `evaluate` leave behind."""
+    folder.mkdir(parents=True)
+    adapters = {name: {} for name in row["adapters"]}
+    config = {"adapters": adapters, "active": row["active"], "trainable": row["trainable"], "data": {"name": dataset}}
+    (folder / "config.json").write_text(json.dumps(config))
+    log = [{"step": step, "loss": 2 / step} for step in range(1, 21)] + [{"step": 20, "validation/auroc": 0.5}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    predictions.save(folder / "predictions-test.npz")
+
+
+def classified(seed, kind="multiclass"):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(60) % 3 if kind == "multiclass" else np.arange(60) % 2
+    count = labels.max() + 1
+    logits = (rng.normal(size=(60, count)) + np.eye(count)[labels]).astype(np.float32)
+    return Predictions(kind, tuple("abc"[:count]), IDS, IDS, labels, logits, NONE, NONE, NONE)
+
+
+def of_row(name):
+    row = ROWS[name]
+    return {"adapters": row.adapters, "active": row.active, "trainable": row.trainable}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tokens = np.full(60, 10, np.float32)
+    corpus = Predictions("lm", (), IDS, IDS, NONE, NONE, tokens * 2, tokens * 3, tokens)
+    clinical = {"adapters": ["clinical"], "active": ["clinical"], "trainable": ["clinical"]}
+    write_run(tmp_path / "clinical", corpus, "notes", clinical)
+    write_run(tmp_path / "stay" / "lora", classified(0), "length_of_stay", of_row("lora"))
+    write_run(tmp_path / "stay" / "head", classified(1), "length_of_stay", of_row("head_only"))
+    write_run(tmp_path / "death", classified(2, "binary"), "mortality", of_row("frozen_downstream"))
+    return tmp_path
+
+
+def test_the_shape_of_the_report(folder):
+    report(folder)
+    found = json.loads((folder / "report.json").read_text())
+    assert set(found) == {"perplexity", "tasks"}
+    assert found["perplexity"] == pytest.approx({"base": np.exp(3), "clinical": np.exp(2)})
+    tasks = {task: list(rows) for task, rows in found["tasks"].items()}
+    assert tasks == {
+        "length_of_stay": ["LLaMA (head only)", "LLaMA + LoRA"],
+        "mortality": ["+ Clinical (frozen) + Downstream"],
+    }
+    values = found["tasks"]["length_of_stay"]["LLaMA + LoRA"]
+    assert set(values) == {"auroc", "auprc", "f1", "accuracy", "n"}
+    expected = metrics.evaluate(classified(0))
+    assert values == pytest.approx({name: expected[name] for name in values})
+
+
+def test_seeds_are_averaged(folder):
+    write_run(folder / "stay" / "lora2", classified(5), "length_of_stay", of_row("lora"))
+    report(folder)
+    values = json.loads((folder / "report.json").read_text())["tasks"]["length_of_stay"]["LLaMA + LoRA"]
+    each = [metrics.evaluate(classified(seed))["auroc"] for seed in (0, 5)]
+    assert values["seeds"] == 2 and values["auroc"] == pytest.approx(np.mean(each))
+    assert values["auroc_sd"] == pytest.approx(np.std(each, ddof=1))
+
+
+def test_the_table(folder):
+    text = report(folder, seconds=12.3)
+    auroc = metrics.evaluate(classified(0))["auroc"]
+    assert f"| LLaMA + LoRA | {auroc:.3f} |" in text
+    assert "20.09" in text and "7.39" in text and "12 seconds" in text
+    assert (folder / "report.md").read_text().startswith(text)
+    assert json.loads((folder / "report.json").read_text())["seconds"] == 12.3
+
+
+def test_the_figures_are_pictures_that_the_report_shows(folder):
+    report(folder)
+    text, made = (folder / "report.md").read_text(), sorted(path.name for path in (folder / "figures").iterdir())
+    assert {"roc-length_of_stay.png", "roc-mortality.png"} <= set(made) and any("loss" in name for name in made)
+    for name in made:
+        assert f"(figures/{name})" in text
+        with Image.open(folder / "figures" / name) as picture:
+            picture.load()
+            assert picture.format == "PNG" and 400 <= picture.width <= 4000 and 300 <= picture.height <= 4000
+            assert len(picture.convert("L").getcolors()) > 50
+
+
+def test_rows_without_a_language_model_run(folder, tmp_path):
+    report(folder / "stay")
+    found = json.loads((folder / "stay" / "report.json").read_text())
+    assert found["perplexity"] == {} and list(found["tasks"]) == ["length_of_stay"]
+
+
+def test_no_run_to_report(tmp_path):
+    with pytest.raises(UserError, match="no evaluated run under .*; run `jaxlora evaluate` on one first"):
+        report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_predictions(folder):
+    (folder / "death" / "predictions-test.npz").write_bytes(b"x")
+    with pytest.raises(UserError, match="predictions-test.npz is damaged"):
+        report(folder)
+    assert not (folder / "report.json").exists()

@@ -1,0 +1,115 @@
+"""A linear layer and its named adapters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxlora.models.lora import LoraLinear, LoraSpec
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+SPECS = {"clinical": LoraSpec(3, 6.0), "downstream": LoraSpec(5, 2.5)}
+X = np.random.default_rng(1).normal(size=(2, 7, 6)).astype(np.float32)
+
+
+def layer(specs, values=(), features_in=6, features_out=4, name="q_proj") -> LoraLinear:
+    """The layer as the scan over layers sees it, with random weights, or those that `values` gives by path."""
+    abstract = nnx.eval_shape(
+        lambda: LoraLinear(name, 1, features_in, features_out, specs, rngs=nnx.Rngs(0), dtype=jnp.dtype("float32"))
+    )
+    definition, state = nnx.split(abstract)
+    leaves = []
+    for path, leaf in nnx.to_flat_state(state):
+        rng = np.random.default_rng([len(path), *".".join(path).encode()])
+        value = dict(values).get(path, rng.normal(size=leaf.shape[1:]))
+        leaves.append((path, leaf.replace(jnp.asarray(value, jnp.float32))))
+    return nnx.merge(definition, nnx.from_flat_state(leaves))
+
+
+def weights(of: LoraLinear, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(of.adapters[name].a[...], np.float64), np.asarray(of.adapters[name].b[...], np.float64)
+
+
+def identity(specs) -> LoraLinear:
+    """A layer whose kernel is zero and whose adapters are identities: its output is the sum of the adapters' inputs."""
+    values = {("adapters", name, leaf): np.eye(6) for name in specs for leaf in "ab"}
+    return layer(specs, {("kernel",): np.zeros((6, 6)), **values}, features_out=6)
+
+
+def test_scale_is_alpha_over_rank():
+    assert LoraSpec(16, 32.0).scale == 2.0 and LoraSpec(8, 4.0).scale == 0.5
+
+
+@pytest.mark.parametrize("active", [(), ("clinical",), ("downstream",), ("clinical", "downstream")])
+def test_fused_path_is_the_sum_of_separate_adapters(active):
+    q = layer(SPECS)
+    expected = X.astype(np.float64) @ np.asarray(q.kernel[...], np.float64)
+    for name in active:
+        a, b = weights(q, name)
+        expected += SPECS[name].alpha / SPECS[name].rank * (X @ a @ b)
+    np.testing.assert_allclose(q(X, active), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_order_of_active_does_not_matter():
+    q = layer(SPECS)
+    np.testing.assert_array_equal(q(X, ("downstream", "clinical")), q(X, ("clinical", "downstream")))
+
+
+def test_inactive_adapter_changes_no_bit():
+    without = layer({"clinical": SPECS["clinical"]})
+    np.testing.assert_array_equal(layer(SPECS)(X, ("clinical",)), without(X, ("clinical",)))
+    np.testing.assert_array_equal(layer(SPECS)(X), layer({})(X))
+
+
+def test_fresh_adapter_is_kaiming_in_float32_and_changes_nothing():
+    spec = {"clinical": LoraSpec(4, 8.0)}
+    fresh = nnx.state(
+        LoraLinear("q_proj", 2, 256, 4, spec, rngs=nnx.Rngs(0), dtype=jnp.dtype("bfloat16"))
+    ).to_pure_dict()["adapters"]["clinical"]
+    assert fresh["a"].dtype == fresh["b"].dtype == jnp.float32
+    assert not np.any(fresh["b"])
+    assert np.abs(fresh["a"]).max() <= 1 / 16 and abs(np.std(fresh["a"]) * 16 - 3**-0.5) < 0.03  # U(-1/16, 1/16)
+    q = layer(SPECS, {("adapters", name, "b"): np.zeros((s.rank, 4)) for name, s in SPECS.items()})
+    np.testing.assert_array_equal(q(X, ("clinical", "downstream")), q(X))
+
+
+def test_adapter_that_does_not_target_the_layer_is_not_there():
+    q = layer({"clinical": LoraSpec(3, 6.0, targets=("v_proj",))})
+    assert [path for path, _ in nnx.to_flat_state(nnx.state(q))] == [("kernel",)]
+    np.testing.assert_array_equal(q(X, ("clinical",)), q(X))
+
+
+def test_no_dropout_without_a_key():
+    dropping = {name: LoraSpec(s.rank, s.alpha, dropout=0.5) for name, s in SPECS.items()}
+    active = ("clinical", "downstream")
+    np.testing.assert_array_equal(layer(dropping)(X, active), layer(SPECS)(X, active))
+
+
+def test_dropout_is_decided_by_the_key():
+    q = layer({"clinical": LoraSpec(3, 6.0, dropout=0.5)})
+    first, again, other = (np.asarray(q(X, ("clinical",), jax.random.key(k))) for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
+def test_dropout_leaves_the_kernel_path_alone():
+    q = layer({"clinical": LoraSpec(3, 6.0, dropout=0.5)}, {("adapters", "clinical", "b"): np.zeros((3, 4))})
+    np.testing.assert_array_equal(q(X, ("clinical",), jax.random.key(0)), q(X))
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean():
+    q = identity({"clinical": LoraSpec(6, 6.0, dropout=0.25)})
+    kept = np.asarray(q(np.ones((5000, 6), np.float32), ("clinical",), jax.random.key(0)))
+    np.testing.assert_allclose(np.unique(kept), [0.0, 1 / 0.75], rtol=1e-6)
+    assert abs(kept.mean() - 1.0) < 0.02
+
+
+def test_each_adapter_has_a_mask_and_a_rate_of_its_own():
+    ones, key = np.ones((500, 6), np.float32), jax.random.key(0)
+    opposite = identity({"a": LoraSpec(6, 6.0, dropout=0.5), "b": LoraSpec(6, -6.0, dropout=0.5)})
+    assert not np.any(opposite(ones, ("a", "b")))
+    assert set(np.unique(opposite(ones, ("a", "b"), key))) == {-2.0, 0.0, 2.0}  # one mask for both would cancel
+    one_drops = identity({"a": LoraSpec(6, 6.0, dropout=0.5), "b": LoraSpec(6, 6.0)})
+    assert set(np.unique(one_drops(ones, ("a", "b"), key))) == {1.0, 3.0}
