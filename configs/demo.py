@@ -15,25 +15,25 @@ def get_config() -> ConfigDict:
     """Returns the sizes of the demo."""
     config = default()
     config.split.test = 0.3
-    config.data.length = 160
+    config.data.length = 256
     config.clip = 1.0
 
     config.demo = ConfigDict()
-    config.demo.patients = 1200
+    config.demo.patients = 800
     config.demo.tasks = ("mortality", "length_of_stay")
     config.demo.rows = TABLE
     # Every linear layer: on so small a model, queries and values alone hold too little.
     config.demo.targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     # The small LLaMA, trained whole on generated plain English; --base=HF_DIR takes another one instead.
-    config.demo.base = ConfigDict({"vocab": 3000, "embed": 96, "mlp": 256, "layers": 2, "heads": 4, "kv_heads": 2})
+    config.demo.base = ConfigDict({"vocab": 3000, "embed": 64, "mlp": 172, "layers": 2, "heads": 2, "kv_heads": 1})
     config.demo.base.sentences = 8000
     config.demo.base.others = (
         200  # patients outside the cohort whose words, in no order, are listed among the sentences
     )
     config.demo.base.times = 8  # how often each word is
-    config.demo.base.learning_rate, config.demo.base.epochs, config.demo.base.batch_size = 5e-3, 3, 5
+    config.demo.base.learning_rate, config.demo.base.epochs, config.demo.base.batch_size = 5e-3, 3, 4
 
-    config.demo.clinical = ConfigDict({"learning_rate": 5e-3, "epochs": 1, "batch_size": 5})
-    config.demo.downstream = ConfigDict({"learning_rate": 3e-3, "epochs": 3, "batch_size": 8})
+    config.demo.clinical = ConfigDict({"learning_rate": 5e-3, "epochs": 1, "batch_size": 4})
+    config.demo.downstream = ConfigDict({"learning_rate": 5e-3, "epochs": 3, "batch_size": 4})
     return config

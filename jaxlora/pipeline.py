@@ -196,7 +196,13 @@ class _Restored:
 def _tokenized(config: ConfigDict, prepared: builders.Prepared, split: str, tokenizer: Tokenizer) -> TokenizedNotes:
     source = prepared.split(split)
     with tqdm(total=len(source), desc=f"tokenizing {split}", unit="note", leave=False) as bar:
-        return tokenize(source, tokenizer, config.data.length, config.data.long_notes, bar.update)
+        notes = tokenize(source, tokenizer, config.data.length, config.data.long_notes, bar.update)
+    vocab = huggingface.read_config(config.base).vocab
+    if len(notes.tokens) and notes.tokens.max() >= vocab:
+        raise UserError(
+            f"config.base: {config.base} has a tokenizer of more pieces than the model's {vocab}; copy it again"
+        )
+    return notes
 
 
 def _get(config: ConfigDict, field: str) -> str:

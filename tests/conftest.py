@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxlora import cli
-from jaxlora.data import synthetic
+# The programs are tiny: compiling them costs more than running them, and XLA's optimizations double that.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+from jaxlora import cli  # noqa: E402
+from jaxlora.data import synthetic  # noqa: E402
 
 
 @pytest.fixture(scope="session")
