@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.clip = 1.0
 
     config.demo = ConfigDict()
-    config.demo.patients = 800
+    config.demo.patients = 600
     config.demo.tasks = ("mortality", "length_of_stay")
     config.demo.rows = TABLE
     # Every linear layer: on so small a model, queries and values alone hold too little.
@@ -34,6 +34,6 @@ def get_config() -> ConfigDict:
     config.demo.base.times = 8  # how often each word is
     config.demo.base.learning_rate, config.demo.base.epochs, config.demo.base.batch_size = 5e-3, 3, 4
 
-    config.demo.clinical = ConfigDict({"learning_rate": 5e-3, "epochs": 1, "batch_size": 4})
-    config.demo.downstream = ConfigDict({"learning_rate": 5e-3, "epochs": 3, "batch_size": 4})
+    config.demo.clinical = ConfigDict({"learning_rate": 1.5e-3, "epochs": 2, "batch_size": 4})
+    config.demo.downstream = ConfigDict({"learning_rate": 1.5e-3, "epochs": 3, "batch_size": 4})
     return config

@@ -5,13 +5,18 @@ English unless `config.base` names one, and every figure of the report is measur
 """
 
 import json
+import multiprocessing
+import os
 import shutil
+import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from jaxlora import files, pipeline, rows
 from jaxlora.config import adapter, dataset, table
@@ -44,14 +49,16 @@ def demo(config: ConfigDict, workdir: str) -> None:
     clinical.adapters.clinical = adapter(rank=16, alpha=32, targets=sizes.targets)
     clinical.active = clinical.trainable = ("clinical",)
     _run(clinical, folder / "clinical")
+    runs = []
     for task in sizes.tasks:
         for name in sizes.rows:
-            _stage(f"step 2: {task}, {rows.ROWS[name].title}")
             downstream = _part(config, sizes.downstream, task)
             rows.set_row(downstream, name, sizes.targets)
             if "clinical" in downstream.adapters:
                 downstream.adapters.clinical.workdir = str(folder / "clinical")
-            _run(downstream, folder / task / name)
+            runs.append((downstream, folder / task / name))
+    _stage(f"step 2: {len(runs)} runs, {len(sizes.rows)} rows of {len(sizes.tasks)} tasks")
+    _run_all(runs)
     print(report(folder, time.monotonic() - start))
 
 
@@ -102,9 +109,33 @@ def _part(config: ConfigDict, sizes: ConfigDict, name: str) -> ConfigDict:
     return part
 
 
-def _run(config: ConfigDict, folder: Path) -> None:
+def _run(config: ConfigDict, folder: Path) -> dict[str, float]:
     pipeline.train_run(config, str(folder))
-    pipeline.evaluate_run(str(folder))
+    return pipeline.evaluate_run(str(folder))
+
+
+def _run_all(runs: list[tuple[ConfigDict, Path]]) -> None:
+    """Runs all of them: on a CPU two at a time, since one keeps one core busy; an accelerator serves one process."""
+    if jax.default_backend() != "cpu" or (os.cpu_count() or 1) < 2:
+        for config, folder in runs:
+            _stage(f"{folder.parent.name}, {folder.name}")
+            _run(config, folder)
+        return
+    cache = jax.config.jax_compilation_cache_dir
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn, initializer=_quiet, initargs=(cache,)) as pool:
+        pending = {pool.submit(_run, config, folder): folder for config, folder in runs}
+        with tqdm(total=len(runs), desc="rows", unit="run") as bar:
+            for done in as_completed(pending):
+                folder = pending[done]
+                bar.write(f"{folder.parent.name}, {folder.name}: AUROC {done.result()['auroc']:.3f}")
+                bar.update()
+
+
+def _quiet(cache: str) -> None:
+    """Keeps a worker's bars and tables off the terminal that two workers share; its log is in its folder."""
+    jax.config.update("jax_compilation_cache_dir", cache)
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the worker lives
 
 
 def _stage(title: str) -> None:

@@ -1,8 +1,11 @@
 """Files that appear whole or not at all, readable by their owner only."""
 
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -26,3 +29,16 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes JSON data as `write` does; what is not a number, such as the AUROC of a single class, becomes null."""
+    write(path, json.dumps(_without_nan(value), indent=1) + "\n")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

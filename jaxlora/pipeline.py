@@ -2,8 +2,8 @@
 
 import csv
 import io
-import json
 
+import jax
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -23,7 +23,7 @@ from jaxlora.models.llama import Llama
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import adapter_specs, assemble
 from jaxlora.train.loop import fit
-from jaxlora.train.mesh import make_mesh
+from jaxlora.train.mesh import make_mesh, start_distributed
 from jaxlora.train.objective import Objective, balanced_weights
 
 
@@ -33,13 +33,8 @@ def train_run(config: ConfigDict, workdir: str) -> None:
     Raises:
       UserError: a field of the config that is missing or wrong, or one that differs from the run to be resumed.
     """
-    for field in ("base", "data.dir", "data.name"):
-        if not _get(config, field):
-            raise UserError(f"config.{field} is not set; give it with --config.{field}=")
-    for field, least in (("data.length", 2), ("epochs", 1), ("loss_chunk", 1)):
-        if _get(config, field) < least:
-            raise UserError(f"config.{field} is {_get(config, field)}; it must be {least} or more")
-    one_of("config.select", config.select, ("best", "last"))
+    start_distributed()
+    _check_fields(config)
     if (epath.Path(workdir) / "config.json").exists():
         checkpoint.check_same_run(workdir, config)
     prepared = builders.load(config.data.dir, config.data.name)
@@ -58,7 +53,8 @@ def train_run(config: ConfigDict, workdir: str) -> None:
     tokenizer = Tokenizer(config.base)
     notes = _tokenized(config, prepared, "train", tokenizer)
     held_out = _tokenized(config, prepared, "validation", tokenizer) if prepared.splits.get("validation") else None
-    model = assemble(config, labels, mesh)
+    # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
+    model = assemble(config, labels, mesh, fresh=not checkpoint.exists(workdir))
     print(partition.table(model, config.active, config.trainable))
 
     weights = ()
@@ -89,7 +85,8 @@ def train_run(config: ConfigDict, workdir: str) -> None:
         "kind": task.kind,
         "labels": list(task.labels),
     }
-    checkpoint.write_config(workdir, config)
+    if jax.process_index() == 0:
+        checkpoint.write_config(workdir, config)
     fit(config, workdir, model, objective, batches, validate, metadata, mesh)
 
 
@@ -108,9 +105,10 @@ def evaluate_run(workdir: str, split: str = "test") -> dict[str, float]:
         raise UserError(f"dataset {prepared.task.name}: {workdir} was trained with other labels; prepare it as it was")
     notes = _tokenized(run.config, prepared, split, run.tokenizer)
     predictions = run.predict(notes)
-    predictions.save(epath.Path(workdir) / f"predictions-{split}.npz")
     values = metrics.evaluate(predictions)
-    files.write(epath.Path(workdir) / f"metrics-{split}.json", json.dumps(values, indent=1) + "\n")
+    if jax.process_index() == 0:
+        predictions.save(epath.Path(workdir) / f"predictions-{split}.npz")
+        files.write_json(epath.Path(workdir) / f"metrics-{split}.json", values)
     return values
 
 
@@ -162,6 +160,7 @@ class _Restored:
     """A trained run, ready to predict."""
 
     def __init__(self, workdir: str):
+        start_distributed()
         self.config = checkpoint.read_config(workdir)
         checkpoints = checkpoint.Checkpoints(workdir)
         try:
@@ -171,11 +170,8 @@ class _Restored:
             found = {"base": huggingface.fingerprint(self.config.base), "tokenizer": self.tokenizer.fingerprint}
             checkpoint.check_belongs(workdir, metadata, found)
             self.kind, self.labels = metadata["kind"], tuple(metadata["labels"])
-            # The checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
-            for adapter in self.config.adapters.values():
-                adapter.workdir = ""
             self.mesh = make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)
-            model = assemble(self.config, len(self.labels), self.mesh)
+            model = assemble(self.config, len(self.labels), self.mesh, fresh=False)
             definition, state = nnx.split(model)
             stored = set(partition.partitions(model)) - {"base"}
             stored |= partition.trainable_partitions(model, self.config.trainable)
@@ -203,6 +199,19 @@ def _tokenized(config: ConfigDict, prepared: builders.Prepared, split: str, toke
             f"config.base: {config.base} has a tokenizer of more pieces than the model's {vocab}; copy it again"
         )
     return notes
+
+
+def _check_fields(config: ConfigDict) -> None:
+    for field in ("base", "data.dir", "data.name"):
+        if not _get(config, field):
+            raise UserError(f"config.{field} is not set; give it with --config.{field}=")
+    for field, least in (("data.length", 2), ("epochs", 1), ("loss_chunk", 1)):
+        if _get(config, field) < least:
+            raise UserError(f"config.{field} is {_get(config, field)}; it must be {least} or more")
+    one_of("config.select", config.select, ("best", "last"))
+    for name in config.trainable:
+        if name.removeprefix("adapter/") in config.adapters and name.removeprefix("adapter/") not in config.active:
+            raise UserError(f"config.trainable: adapter {name!r} is not in config.active, so nothing would train it")
 
 
 def _get(config: ConfigDict, field: str) -> str:

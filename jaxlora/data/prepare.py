@@ -1,6 +1,5 @@
 """`jaxlora prepare`: every dataset that a config names, from its tables to array_record."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -61,7 +60,7 @@ def _mimic(config, out_dir: str | Path, key: bytes) -> None:
         _build(out_dir, *make(cohort, notes, flow[name]))
     flow["notes"] = Counter()
     _build(out_dir, *tasks.corpus(cohort, flow["notes"]))
-    files.write(Path(out_dir) / "flow.json", json.dumps(flow, indent=2) + "\n")
+    files.write_json(Path(out_dir) / "flow.json", flow)
     files.write(Path(out_dir) / "flow.md", _markdown(flow))
 
 

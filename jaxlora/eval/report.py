@@ -1,6 +1,5 @@
 """Many evaluated runs to one table and its figures, from their saved predictions alone."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,7 @@ def report(folder: str | Path, seconds: float | None = None) -> str:
     summary["tasks"] = {task: {row: _mean(of) for row, of in rows.items()} for task, rows in summary["tasks"].items()}
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
-    files.write(folder / "report.json", json.dumps(summary, indent=1) + "\n")
+    files.write_json(folder / "report.json", summary)
     made = figures.draw(folder / "figures", corpora, outcomes)
     text = _markdown(summary)
     pictures = "\n".join(f"![{path.stem}](figures/{path.name})" for path in made)

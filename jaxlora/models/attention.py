@@ -85,7 +85,7 @@ _attend.defvjp(_forward, _backward)
 def _blocks(length: int) -> list[tuple[int, int]]:
     """Blocks of queries, at most four; a block sees the keys up to its own end, so that most of the half of the square
     that causality masks is never computed."""
-    size = max(128, -(-length // 4))
+    size = max(256, -(-length // 4))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 

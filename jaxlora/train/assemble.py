@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -38,11 +39,13 @@ def adapter_specs(config: ConfigDict) -> dict[str, LoraSpec]:
     return specs
 
 
-def assemble(config: ConfigDict, labels: int, device_mesh: Mesh) -> Llama:
+def assemble(config: ConfigDict, labels: int, device_mesh: Mesh, fresh: bool = True) -> Llama:
     """Builds the model of a config, every parameter on its devices.
 
     Args:
       labels: number of labels of the head; 0 builds none.
+      fresh: initialises adapters and head, each adapter that has a workdir from there; False leaves them zero, for a
+        checkpoint to fill.
 
     Raises:
       UserError: what `adapter_specs`, `huggingface.load_base` and `checkpoint.load_adapter` raise, or a remat policy
@@ -66,27 +69,24 @@ def assemble(config: ConfigDict, labels: int, device_mesh: Mesh) -> Llama:
     base_placed = {path: placed[path] for path, _ in nnx.to_flat_state(base)}
     with tqdm(total=len(base_placed), desc="base weights", unit="tensor", leave=False) as bar:
         base = huggingface.load_base(config.base, abstract, base_placed, lambda _: bar.update())
-    if not added:
-        return nnx.merge(definition, base)
-    earlier = {}
-    for name in specs:
-        if config.adapters[name].workdir:
-            earlier.update(
-                checkpoint.load_adapter(
-                    config.adapters[name].workdir, name, specs[name], huggingface.fingerprint(config.base)
-                )
-            )
-    fresh = partition.select(state, added)
-    paths = [path for path, _ in nnx.to_flat_state(fresh)]
-
-    # Under jit the random base that `build` also makes is never computed.
-    @jax.jit
-    def initialise(key):
-        return [leaf[...] for _, leaf in nnx.to_flat_state(partition.select(nnx.state(build(key)), added))]
-
-    values = dict(zip(paths, initialise(jax.random.key(config.seed)), strict=True))
-    values.update(earlier)
+    values = {}
+    for name in added:
+        adapter = name.removeprefix("adapter/")
+        if not fresh:
+            added_state = nnx.to_flat_state(partition.select(state, [name]))
+            values |= {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in added_state}
+        elif name != "head" and config.adapters[adapter].workdir:
+            fingerprint = huggingface.fingerprint(config.base)
+            values |= checkpoint.load_adapter(config.adapters[adapter].workdir, adapter, specs[adapter], fingerprint)
+        else:
+            # Under jit the random base that `build` also makes is never computed.
+            values |= dict(jax.jit(lambda key, name=name: _leaves(build(key), name))(jax.random.key(config.seed)))
     leaves = [
-        (path, leaf.replace(jax.device_put(values[path], placed[path]))) for path, leaf in nnx.to_flat_state(fresh)
+        (path, leaf.replace(jax.device_put(values[path], placed[path])))
+        for path, leaf in nnx.to_flat_state(partition.select(state, added))
     ]
     return nnx.merge(definition, base, nnx.from_flat_state(leaves))
+
+
+def _leaves(model: Llama, name: str) -> dict[tuple[str, ...], jax.Array]:
+    return {path: leaf[...] for path, leaf in nnx.to_flat_state(partition.select(nnx.state(model), [name]))}

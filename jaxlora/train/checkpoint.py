@@ -134,6 +134,15 @@ class Checkpoints:
             ) from None
 
 
+def exists(workdir: str) -> bool:
+    """Returns whether a run has a checkpoint to go on from."""
+    checkpoints = Checkpoints(workdir)
+    try:
+        return checkpoints.latest is not None
+    finally:
+        checkpoints.close()
+
+
 def load_adapter(workdir: str, name: str, spec: LoraSpec, base: str) -> dict[Path, np.ndarray]:
     """Returns the parameters of adapter `name` of an earlier run, by path.
 
@@ -174,8 +183,7 @@ def spec_json(spec: LoraSpec) -> dict[str, Any]:
 
 def write_config(workdir: str, config: ConfigDict) -> None:
     """Writes the run's config to `WORKDIR/config.json`."""
-    content = json.dumps(json.loads(config.to_json_best_effort()), indent=1) + "\n"
-    files.write(epath.Path(workdir) / "config.json", content)
+    files.write_json(epath.Path(workdir) / "config.json", json.loads(config.to_json_best_effort()))
 
 
 def read_config(workdir: str) -> ConfigDict:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -85,7 +86,8 @@ def fit(
                 jax.block_until_ready(state)
                 throughput.stop()
                 score, values = validate(nnx.merge_state(state.params, frozen)) if validate else (0.0, {})
-                _finite(step, {"validation score": score}, checkpoints.latest)
+                size = optax.global_norm(state.params)
+                _finite(step, {"validation score": score, "the parameters' norm": size}, checkpoints.latest)
                 log.write(step, {**{f"validation/{k}": v for k, v in values.items()}, **throughput.rates()})
                 log.flush()  # before the checkpoint: what is logged after the last one is dropped on resuming
                 kept = nnx.merge_state(state.params, kept_frozen)
