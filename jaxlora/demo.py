@@ -116,14 +116,17 @@ def _run(config: ConfigDict, folder: Path) -> dict[str, float]:
 
 def _run_all(runs: list[tuple[ConfigDict, Path]]) -> None:
     """Runs all of them: on a CPU two at a time, since one keeps one core busy; an accelerator serves one process."""
-    if jax.default_backend() != "cpu" or (os.cpu_count() or 1) < 2:
+    if jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         for config, folder in runs:
             _stage(f"{folder.parent.name}, {folder.name}")
             _run(config, folder)
         return
-    cache = jax.config.jax_compilation_cache_dir
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=spawn, initializer=_quiet, initargs=(cache,)) as pool:
+    cores, spawn = sorted(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
+    halves = spawn.SimpleQueue()
+    for half in (cores[::2], cores[1::2]):
+        halves.put(half)
+    start = (jax.config.jax_compilation_cache_dir, halves)
+    with ProcessPoolExecutor(2, mp_context=spawn, initializer=_start_worker, initargs=start) as pool:
         pending = {pool.submit(_run, config, folder): folder for config, folder in runs}
         with tqdm(total=len(runs), desc="rows", unit="run") as bar:
             for done in as_completed(pending):
@@ -132,8 +135,10 @@ def _run_all(runs: list[tuple[ConfigDict, Path]]) -> None:
                 bar.update()
 
 
-def _quiet(cache: str) -> None:
-    """Keeps a worker's bars and tables off the terminal that two workers share; its log is in its folder."""
+def _start_worker(cache: str, halves: multiprocessing.SimpleQueue) -> None:
+    """Gives a worker cores of its own, for two XLA programs on the same cores run at a fraction of their speed; and
+    keeps its bars and tables off the terminal that two workers share."""
+    os.sched_setaffinity(0, halves.get())
     jax.config.update("jax_compilation_cache_dir", cache)
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the worker lives
 
