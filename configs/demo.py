@@ -35,5 +35,5 @@ def get_config() -> ConfigDict:
     config.demo.base.learning_rate, config.demo.base.epochs, config.demo.base.batch_size = 5e-3, 3, 4
 
     config.demo.clinical = ConfigDict({"learning_rate": 1.5e-3, "epochs": 2, "batch_size": 4})
-    config.demo.downstream = ConfigDict({"learning_rate": 3e-3, "epochs": 5, "batch_size": 16})
+    config.demo.downstream = ConfigDict({"learning_rate": 2e-3, "epochs": 4, "batch_size": 8})
     return config
