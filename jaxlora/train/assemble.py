@@ -21,7 +21,8 @@ def adapter_specs(config: ConfigDict) -> dict[str, LoraSpec]:
     """Returns the adapters of a config by name.
 
     Raises:
-      UserError: a target that LLaMA does not have, a rank below 1, or an active adapter that is not declared.
+      UserError: a target that LLaMA does not have, a rank below 1, an active adapter that is not declared, or a
+        trainable one that is not active.
     """
     specs = {}
     for name, a in config.adapters.items():
@@ -36,6 +37,9 @@ def adapter_specs(config: ConfigDict) -> dict[str, LoraSpec]:
     for name in config.active:
         if name not in specs:
             raise UserError(f"config.active: no adapter {name!r} in config.adapters{nearest(name, specs)}")
+    for name in config.trainable:
+        if name.removeprefix("adapter/") in set(specs) - set(config.active):
+            raise UserError(f"config.trainable: adapter {name!r} is not in config.active, so nothing would train it")
     return specs
 
 

@@ -136,6 +136,8 @@ class Checkpoints:
 
 def exists(workdir: str) -> bool:
     """Returns whether a run has a checkpoint to go on from."""
+    if not (epath.Path(workdir) / "checkpoints").exists():
+        return False
     checkpoints = Checkpoints(workdir)
     try:
         return checkpoints.latest is not None

@@ -62,7 +62,8 @@ def fit(
         checkpoint.check_belongs(workdir, checkpoints.metadata(start), metadata)
         kept = nnx.merge_state(state.params, kept_frozen)
         kept, optimizer_state, data = checkpoints.restore(start, kept, state.optimizer)
-        state = TrainState(_at_paths_of(state.params, kept), optimizer_state)
+        state, frozen = TrainState(_filled(state.params, kept), optimizer_state), _filled(frozen, kept)
+        kept_frozen = _filled(kept_frozen, kept)
         iterator.set_state(data)
     log = RunLog(workdir, start)
     every = max(1, math.ceil(updates / max(1, config.epochs * config.evaluations)))
@@ -114,7 +115,7 @@ def _finite(step: int, metrics: dict[str, Any], latest: int | None) -> dict[str,
     return values
 
 
-def _at_paths_of(state: nnx.State, values: nnx.State) -> nnx.State:
-    """Returns the leaves of `values` at the paths of `state`."""
-    wanted = {path for path, _ in nnx.to_flat_state(state)}
-    return nnx.from_flat_state([(path, leaf) for path, leaf in nnx.to_flat_state(values) if path in wanted])
+def _filled(state: nnx.State, values: nnx.State) -> nnx.State:
+    """Returns `state` with the leaves of `values` where it has any."""
+    given = dict(nnx.to_flat_state(values))
+    return nnx.from_flat_state([(path, given.get(path, leaf)) for path, leaf in nnx.to_flat_state(state)])
