@@ -1,4 +1,4 @@
-"""The whole idea on a generated cohort, in five minutes on two CPU cores.
+"""The whole idea on a generated cohort, in minutes on two CPU cores.
 
     jaxlora demo --config=configs/demo.py --workdir=runs/demo
 
@@ -35,5 +35,5 @@ def get_config() -> ConfigDict:
     config.demo.base.learning_rate, config.demo.base.epochs, config.demo.base.batch_size = 5e-3, 3, 4
 
     config.demo.clinical = ConfigDict({"learning_rate": 1.5e-3, "epochs": 2, "batch_size": 4})
-    config.demo.downstream = ConfigDict({"learning_rate": 2e-3, "epochs": 4, "batch_size": 8})
+    config.demo.downstream = ConfigDict({"learning_rate": 2e-3, "epochs": 5, "batch_size": 8})
     return config

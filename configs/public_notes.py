@@ -1,4 +1,19 @@
-"""Real notes, open to all: ACI-Bench and MTS-Dialog on a LLaMA of 260 thousand parameters."""
+"""Real notes, open to all: ACI-Bench and MTS-Dialog on a LLaMA of 260 thousand parameters.
+
+    jaxlora prepare --config=configs/public_notes.py --workdir=runs/public_notes/data
+    jaxlora train --config=configs/public_notes.py:clinical --workdir=runs/public_notes/clinical
+    jaxlora evaluate --workdir=runs/public_notes/clinical
+    jaxlora train --config=configs/public_notes.py:frozen_downstream --workdir=runs/public_notes/frozen_downstream
+    jaxlora evaluate --workdir=runs/public_notes/frozen_downstream
+
+The three paths are --config.aci_bench and --config.mts_dialog, the folders of that name in the data of
+github.com/microsoft/clinical_visit_note_summarization_corpus (CC BY 4.0), and --config.base, karpathy/tinyllamas
+stories260K in Hugging Face layout (MIT).
+
+Expect, measured: perplexity 77.45 -> 13.95 on the two validation files, and a macro AUROC on MTS-Dialog's 20 section
+headers (n = 100, nine of them with one positive) of 0.79 and 0.71 for the seeds 0 and 1, and 0.81 without the clinical
+adapter (row `lora`, seed 1, with --config.clip=1).
+"""
 
 from ml_collections import ConfigDict
 
