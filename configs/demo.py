@@ -2,7 +2,8 @@
 
     jaxlora demo --config=configs/demo.py --workdir=runs/demo
 
-It ends with the table of runs/demo/report.md.
+It ends with the table of runs/demo/report.md, after about six minutes. The sizes were chosen by trial on the held-out
+notes of this very cohort: the table shows that the program works, not which row is best.
 """
 
 from ml_collections import ConfigDict
