@@ -33,7 +33,7 @@ def next_token_nll(hidden: jax.Array, unembedding: jax.Array, tokens: jax.Array,
     """Negative log-likelihood of each position's next token, without ever holding all logits.
 
     The rows are walked in chunks of positions whose logits are made again in the backward pass; only the gradient
-    towards `hidden` is formed, since the unembedding is frozen in every LoRA run.
+    towards `hidden` is formed, unless the base itself is trained.
 
     Args:
       hidden: `[batch, length, embed]`.

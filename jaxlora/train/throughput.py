@@ -4,7 +4,8 @@ import time
 
 
 class Throughput:
-    """Counts tokens over wall time; the first update, which compiles, is left out, and so is what `pause` encloses."""
+    """Counts tokens over wall time, without the first update, which compiles, and without what lies between `stop` and
+    `start`."""
 
     def __init__(self):
         self.real = self.padded = 0
