@@ -2,8 +2,10 @@
 
     jaxlora demo --config=configs/demo.py --workdir=runs/demo
 
-It ends with the table of runs/demo/report.md, after about six minutes. The sizes were chosen by trial on the held-out
-notes of this very cohort: the table shows that the program works, not which row is best.
+It ends with the table of runs/demo/report.md, after about three minutes. Expect perplexity 379 -> 39, and "+ Clinical
+(frozen) + Downstream" above "LLaMA (head only)" on both tasks: mortality 0.77 and 0.58, length of stay 0.60 and 0.53.
+The sizes were chosen on the validation notes of another cohort (--config.seed=1, 500 patients to validate); so small a
+model on 400 notes is no evidence for a row, and README gives the spread over four seeds.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +18,7 @@ def get_config() -> ConfigDict:
     """Returns the sizes of the demo."""
     config = default()
     config.split.test = 0.3
-    config.data.length = 256
+    config.data.length = 192  # one admission note
     config.clip = 1.0
 
     config.demo = ConfigDict()
@@ -29,12 +31,10 @@ def get_config() -> ConfigDict:
     # The small LLaMA, trained whole on generated plain English; --base=HF_DIR takes another one instead.
     config.demo.base = ConfigDict({"vocab": 3000, "embed": 64, "mlp": 172, "layers": 2, "heads": 2, "kv_heads": 1})
     config.demo.base.sentences = 8000
-    config.demo.base.others = (
-        200  # patients outside the cohort whose words, in no order, are listed among the sentences
-    )
-    config.demo.base.times = 8  # how often each word is
+    config.demo.base.others = 200  # patients outside the cohort: lists of their notes' words are read as well
+    config.demo.base.times = 8  # how often each word is listed
     config.demo.base.learning_rate, config.demo.base.epochs, config.demo.base.batch_size = 5e-3, 3, 4
 
-    config.demo.clinical = ConfigDict({"learning_rate": 1.5e-3, "epochs": 2, "batch_size": 4})
-    config.demo.downstream = ConfigDict({"learning_rate": 2e-3, "epochs": 5, "batch_size": 8})
+    config.demo.clinical = ConfigDict({"learning_rate": 4e-3, "epochs": 2, "batch_size": 4})
+    config.demo.downstream = ConfigDict({"learning_rate": 2e-3, "epochs": 7, "batch_size": 4})
     return config

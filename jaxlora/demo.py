@@ -5,12 +5,8 @@ English unless `config.base` names one, and every figure of the report is measur
 """
 
 import json
-import multiprocessing
-import os
 import shutil
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import jax
@@ -18,9 +14,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxlora import files, pipeline, rows
+from jaxlora import files, pipeline, rows, workers
 from jaxlora.config import adapter, dataset, table
 from jaxlora.data import synthetic, tables, tokens
+from jaxlora.data.notes import admission_part
 from jaxlora.data.prepare import prepare
 from jaxlora.eval.report import report
 from jaxlora.interop import huggingface
@@ -49,16 +46,19 @@ def demo(config: ConfigDict, workdir: str) -> None:
     clinical.adapters.clinical = adapter(rank=16, alpha=32, targets=sizes.targets)
     clinical.active = clinical.trainable = ("clinical",)
     _run(clinical, folder / "clinical")
-    runs = []
+    jobs = {}
     for task in sizes.tasks:
         for name in sizes.rows:
             downstream = _part(config, sizes.downstream, task)
             rows.set_row(downstream, name, sizes.targets)
             if "clinical" in downstream.adapters:
                 downstream.adapters.clinical.workdir = str(folder / "clinical")
-            runs.append((downstream, folder / task / name))
-    _stage(f"step 2: {len(runs)} runs, {len(sizes.rows)} rows of {len(sizes.tasks)} tasks")
-    _run_all(runs)
+            jobs[f"{task}, {rows.ROWS[name].title}"] = (downstream, folder / task / name)
+    _stage(f"step 2: {len(jobs)} runs, {len(sizes.rows)} rows of {len(sizes.tasks)} tasks")
+    with tqdm(total=len(jobs), desc="rows", unit="run") as bar:
+        for name, values in workers.run_all(_run, jobs):
+            bar.write(f"{name}: AUROC {values['auroc']:.3f}")
+            bar.update()
     print(report(folder, time.monotonic() - start))
 
 
@@ -69,8 +69,9 @@ def _make_base(config: ConfigDict, folder: Path) -> str:
     # A LLaMA has met the words of medicine. The notes of other patients give this one their words, never a sentence.
     synthetic.write_mimic3(folder / "others", sizes.others, config.seed + 1)
     others = [cells["TEXT"] for _, cells in tables.rows(folder / "others" / "NOTEEVENTS.csv", ("TEXT",))]
+    others += [part for text in others if (part := admission_part(text))]  # its headings are in capitals
     documents = synthetic.plain_english(sizes.sentences, config.seed)
-    documents += synthetic.dictionary_english(others, sizes.times, config.seed)
+    documents += synthetic.lists_of_words(others, sizes.times, config.seed)
     english, random, pretrained = folder / "english.jsonl", folder / "random", folder / "pretrained"
     pretrained.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"id": number, "text": text}) for number, text in enumerate(documents)]
@@ -112,35 +113,6 @@ def _part(config: ConfigDict, sizes: ConfigDict, name: str) -> ConfigDict:
 def _run(config: ConfigDict, folder: Path) -> dict[str, float]:
     pipeline.train_run(config, str(folder))
     return pipeline.evaluate_run(str(folder))
-
-
-def _run_all(runs: list[tuple[ConfigDict, Path]]) -> None:
-    """Runs all of them: on a CPU two at a time, since one keeps one core busy; an accelerator serves one process."""
-    if jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
-        for config, folder in runs:
-            _stage(f"{folder.parent.name}, {folder.name}")
-            _run(config, folder)
-        return
-    cores, spawn = sorted(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
-    halves = spawn.SimpleQueue()
-    for half in (cores[::2], cores[1::2]):
-        halves.put(half)
-    start = (jax.config.jax_compilation_cache_dir, halves)
-    with ProcessPoolExecutor(2, mp_context=spawn, initializer=_start_worker, initargs=start) as pool:
-        pending = {pool.submit(_run, config, folder): folder for config, folder in runs}
-        with tqdm(total=len(runs), desc="rows", unit="run") as bar:
-            for done in as_completed(pending):
-                folder = pending[done]
-                bar.write(f"{folder.parent.name}, {folder.name}: AUROC {done.result()['auroc']:.3f}")
-                bar.update()
-
-
-def _start_worker(cache: str, halves: multiprocessing.SimpleQueue) -> None:
-    """Gives a worker cores of its own, for two XLA programs on the same cores run at a fraction of their speed; and
-    keeps its bars and tables off the terminal that two workers share."""
-    os.sched_setaffinity(0, halves.get())
-    jax.config.update("jax_compilation_cache_dir", cache)
-    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the worker lives
 
 
 def _stage(title: str) -> None:

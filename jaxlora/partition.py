@@ -49,6 +49,12 @@ def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozense
     return frozenset(chosen)
 
 
+def stored_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozenset[str]:
+    """Returns the partitions that a checkpoint of the run holds: all but the base, and the base too where it is
+    trained."""
+    return frozenset(partitions(model)) - {"base"} | trainable_partitions(model, patterns)
+
+
 def mask(model: nnx.Module, patterns: Sequence[str]) -> nnx.State:
     """Returns the model's state with True for each trainable parameter and False for each frozen one.
 

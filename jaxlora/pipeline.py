@@ -2,16 +2,19 @@
 
 import csv
 import io
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import files, partition
 from jaxlora.data import builders, examples, tables
+from jaxlora.data.examples import Task
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
 from jaxlora.errors import UserError, one_of
@@ -65,29 +68,38 @@ def train_run(config: ConfigDict, workdir: str) -> None:
     validate = None
     if held_out is not None:
         in_order = Batches(held_out, config.data.length, config.batch_size, seed=None)
-        step = make_predict_step(nnx.graphdef(model), objective, mesh)
-
-        def validate(state: nnx.State) -> tuple[float, dict[str, float]]:
-            predictions = predict(step, state, in_order, task.kind, task.labels, mesh)
-            if not np.isfinite(predictions.logits).all():
-                return float("nan"), {}
-            values = metrics.evaluate(predictions)
-            if task.kind == "lm":
-                return -values["perplexity"], {"perplexity": values["perplexity"]}
-            if not values["labels_scored"]:  # notes of one class alone cannot be ranked
-                return 0.0, {}
-            return values["auroc"], {name: values[name] for name in ("auroc", "auprc")}
-
+        validate = _validation(nnx.graphdef(model), objective, in_order, task, mesh)
     metadata = {
         "base": huggingface.fingerprint(config.base),
         "tokenizer": tokenizer.fingerprint,
         "adapters": {name: checkpoint.spec_json(spec) for name, spec in specs.items()},
         "kind": task.kind,
         "labels": list(task.labels),
+        "training set": notes.fingerprint,
     }
     if jax.process_index() == 0:
         checkpoint.write_config(workdir, config)
     fit(config, workdir, model, objective, batches, validate, metadata, mesh)
+
+
+def _validation(
+    definition: nnx.GraphDef, objective: Objective, batches: Batches, task: Task, mesh: Mesh
+) -> Callable[[nnx.State], tuple[float, dict[str, float]]]:
+    """Returns what `fit` calls to validate: the model's whole state to a score, larger for better, and metrics."""
+    step = make_predict_step(definition, objective, mesh)
+
+    def validate(state: nnx.State) -> tuple[float, dict[str, float]]:
+        predictions = predict(step, state, batches, task.kind, task.labels, mesh)
+        if not np.isfinite(predictions.logits).all():
+            return float("nan"), {}
+        values = metrics.evaluate(predictions)
+        if task.kind == "lm":
+            return -values["perplexity"], {"perplexity": values["perplexity"]}
+        if not values["labels_scored"]:  # notes of one class alone cannot be ranked
+            return 0.0, {}
+        return values["auroc"], {name: values[name] for name in ("auroc", "auprc")}
+
+    return validate
 
 
 def evaluate_run(workdir: str, split: str = "test") -> dict[str, float]:
@@ -173,8 +185,7 @@ class _Restored:
             self.mesh = make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)
             model = assemble(self.config, len(self.labels), self.mesh, fresh=False)
             definition, state = nnx.split(model)
-            stored = set(partition.partitions(model)) - {"base"}
-            stored |= partition.trainable_partitions(model, self.config.trainable)
+            stored = partition.stored_partitions(model, self.config.trainable)
             kept = checkpoints.restore_model(step, partition.select(state, stored))
         finally:
             checkpoints.close()

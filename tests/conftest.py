@@ -90,6 +90,20 @@ def random_llama() -> Callable:
 
 
 @pytest.fixture(scope="session")
+def packed_batch() -> dict:
+    """Two packed rows of three notes for `random_llama`, of two classes."""
+    import numpy as np
+
+    return {
+        "tokens": np.random.default_rng(0).integers(1, 32, (2, 16)),
+        "segments": np.repeat([[1, 2], [1, 0]], 8, axis=1),
+        "positions": np.tile(np.arange(8), (2, 2)),
+        "notes": np.asarray([[1, 2], [3, 0]]),
+        "labels": np.asarray([[0, 1], [1, 0]]),
+    }
+
+
+@pytest.fixture(scope="session")
 def numbered_notes() -> Callable:
     """Makes tokenized notes of the given lengths; each token is `100 * note + place`, so that it tells where it is
     from: `numbered_notes(lengths, labels)`."""

@@ -16,13 +16,6 @@ from jaxlora.train.step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 SPECS = {"clinical": LoraSpec(3, 6.0), "downstream": LoraSpec(2, 2.0)}
-BATCH = {
-    "tokens": np.random.default_rng(0).integers(1, 32, (2, 16)),
-    "segments": np.repeat([[1, 2], [1, 0]], 8, axis=1),
-    "positions": np.tile(np.arange(8), (2, 2)),
-    "notes": np.asarray([[1, 2], [3, 0]]),
-    "labels": np.asarray([[0, 1], [2, 0]]),
-}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +95,7 @@ def test_table_counts_every_parameter(model):
     }
 
 
-def test_training_the_split_equals_training_under_an_optax_mask(model):
+def test_training_the_split_equals_training_under_an_optax_mask(model, packed_batch):
     """Same numbers; frozen weights keep their bits; only what is trained has optimizer state."""
     trainable = ["downstream", "head"]
     mesh, objective = make_mesh(1, 1), Objective("multiclass", ("clinical", "downstream"))
@@ -116,7 +109,7 @@ def test_training_the_split_equals_training_under_an_optax_mask(model):
 
     @jax.jit
     def masked_step(params, state):
-        gradients = jax.grad(lambda p: objective.loss(nnx.merge(definition, p), BATCH))(params)
+        gradients = jax.grad(lambda p: objective.loss(nnx.merge(definition, p), packed_batch))(params)
         updates, state = masked.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -131,7 +124,7 @@ def test_training_the_split_equals_training_under_an_optax_mask(model):
     assert set(leaves(moments)) == {path for path, flag in leaves(flags).items() if flag}
     step = make_train_step(definition, optimizer, objective, False, state, mesh)
     for i in range(3):
-        state, _ = step(state, frozen, BATCH, jax.random.key(i))
+        state, _ = step(state, frozen, packed_batch, jax.random.key(i))
 
     after, after_masked = leaves(nnx.merge_state(state.params, frozen)), leaves(whole)
     for path, flag in leaves(flags).items():

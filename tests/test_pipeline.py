@@ -293,3 +293,24 @@ def test_a_truncated_dataset(trained, tmp_path, refused):
     line = refused("evaluate", f"--workdir={run}")
     assert "dataset outcome: its files are damaged or cut short; run `jaxlora prepare` again" in line
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("change", [{"batch_size": "many"}, {"active": 3}, {"data": {"name": "outcome"}}])
+def test_a_config_with_a_field_of_another_type(trained, tmp_path, refused, change):
+    run = shutil.copytree(trained.downstream, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text()) | change
+    (run / "config.json").write_text(json.dumps(config))
+    line = refused("evaluate", f"--workdir={run}")
+    field = "data.dir" if "data" in change else next(iter(change))
+    assert f"{run / 'config.json'}: {field} is missing or no " in line
+
+
+def test_an_outcome_is_not_read_in_chunks(trained, tmp_path, refused):
+    flags = [*trained.flags("frozen_downstream"), "--config.data.long_notes=chunk"]
+    assert "an outcome reads 'truncate'd notes" in refused("train", *flags, f"--workdir={tmp_path / 'run'}")
+
+
+def test_an_adapter_that_is_not_active_cannot_be_trained(trained, tmp_path, refused):
+    flags = [*trained.flags("frozen_downstream"), "--config.active=clinical"]
+    line = refused("train", *flags, f"--workdir={tmp_path / 'run'}")
+    assert "config.trainable: adapter 'downstream' is not in config.active" in line

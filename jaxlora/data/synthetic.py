@@ -103,7 +103,7 @@ def _stays(rng: random.Random, patient: int, admission: int, sex: str, age: int,
 def _stay(rng, patient: int, admission: int, admitted: datetime, sex: str, age: int, newborn: bool) -> _Stay:
     severity = rng.gauss(0, 1) - 2 * newborn
     died = rng.random() < 1 / (1 + math.exp(1.9 - 2.7 * severity))
-    days = math.exp(2.2 + 0.8 * severity + rng.gauss(0, 0.35))
+    days = math.exp(2.2 + 0.9 * severity + rng.gauss(0, 0.25))
     complaints, code, procedures, findings = rng.choice(words.PROBLEMS)
     past = rng.sample(words.COMORBIDITIES, rng.randint(1, 3))
     if severity + rng.gauss(0, 0.8) > 1:
@@ -116,7 +116,7 @@ def _stay(rng, patient: int, admission: int, admitted: datetime, sex: str, age: 
 
     def tiered(tiers):
         """The alternatives that fit the severity, give or take."""
-        felt = severity + rng.gauss(0, 0.55)
+        felt = severity + rng.gauss(0, 0.35)
         tier = tiers[(felt > -0.3) + (felt > 0.7)]
         return tier if isinstance(tier, str) else rng.choice(tier)
 
@@ -254,16 +254,16 @@ def plain_english(sentences: int, seed: int) -> list[str]:
     while sentences > 0:
         templates = prose.TOPICS[rng.choice(sorted(prose.TOPICS))]
         chosen = rng.sample(templates, min(rng.randint(4, 7), sentences))
-        documents.append(" ".join(_sentence(rng, template) for template in chosen))
+        documents.append(_joined(rng, [_sentence(rng, template) for template in chosen]))
         sentences -= len(chosen)
     return documents
 
 
-def dictionary_english(notes: list[str], times: int, seed: int) -> list[str]:
-    """Returns documents of sentences that list words, in no order: "Tom looked up wheezes, 98%, and stent."
+def lists_of_words(notes: list[str], times: int, seed: int) -> list[str]:
+    """Returns documents that list words, in no order and in many ways: "wheezes, 98% and: stent".
 
-    A LLaMA has met the words of medicine before it meets a note. These documents give a small one the words of `notes`
-    that occur three times or more, and nothing of how a note is written.
+    A LLaMA has met the words of medicine, and colons and line breaks, before it meets a note. These documents give a
+    small one the words of `notes` that occur three times or more, and nothing of how a note is written.
 
     Args:
       notes: where the words come from.
@@ -274,11 +274,20 @@ def dictionary_english(notes: list[str], times: int, seed: int) -> list[str]:
     counts = Counter(word for note in notes for word in note.split())
     words = sorted(word for word, count in counts.items() if count >= 3) * times
     rng.shuffle(words)
-    sentences = [
-        f"{rng.choice(prose.WORDS['person'])} looked up {', '.join(words[i : i + 9])}, and {words[i + 9]}."
-        for i in range(0, len(words) - 9, 10)
-    ]
-    return [" ".join(sentences[i : i + 3]) for i in range(0, len(sentences), 3)]
+    breaks = (" ", " ", " ", ", ", ": ", ". ", "/", "\n", "\n", "\n\n", ":\n", ".\n\n", " and ", " - ")
+    documents = []
+    for start in range(0, len(words), 30):
+        separated = [part for word in words[start : start + 30] for part in (word, rng.choice(breaks))]
+        documents.append("".join(separated[:-1]))
+    return documents
+
+
+def _joined(rng: random.Random, sentences: list[str]) -> str:
+    """One document: sentences on one line, on lines of their own, or in paragraphs."""
+    parts = [sentences[0]]
+    for sentence in sentences[1:]:
+        parts += [rng.choice((" ", " ", "\n", "\n\n")), sentence]
+    return "".join(parts)
 
 
 def _sentence(rng: random.Random, template: str) -> str:

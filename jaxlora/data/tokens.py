@@ -61,6 +61,7 @@ def train_tokenizer(texts: Sequence[str], directory: str | Path, vocab: int) -> 
         vocab_size=vocab,
         model_type="bpe",
         byte_fallback=True,
+        character_coverage=1.0,
         split_digits=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
@@ -91,6 +92,13 @@ class TokenizedNotes:
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
+
+    @property
+    def fingerprint(self) -> str:
+        """Which notes these are, in which order and pieces."""
+        digest = hashlib.sha256("\n".join(self.ids).encode())
+        digest.update(self.offsets.tobytes())
+        return digest.hexdigest()[:16]
 
 
 def tokenize(

@@ -24,15 +24,25 @@ def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
     """Returns every evaluated run under `folder`, in the order of the rows of the paper's tables.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or a file of one is missing or damaged.
     """
-    runs = []
-    for path in sorted(Path(folder).rglob(f"predictions-{split}.npz")):
-        config = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-        row = title_of(tuple(config["active"]), tuple(config["trainable"]), tuple(config["adapters"]))
-        log = [json.loads(line) for line in (path.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        runs.append(Run(config["data"]["name"], tuple(config["active"]), row, load(path), log))
+    runs = [_read(path) for path in sorted(Path(folder).rglob(f"predictions-{split}.npz"))]
     if not runs:
         raise UserError(f"--workdir: no evaluated run under {folder}; run `jaxlora evaluate` on one first")
     order = [row.title for row in ROWS.values()]
     return sorted(runs, key=lambda run: (run.dataset, order.index(run.row) if run.row in order else len(order)))
+
+
+def _read(predictions: Path) -> Run:
+    path = predictions.parent / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        dataset, active = config["data"]["name"], tuple(config["active"])
+        row = title_of(active, tuple(config["trainable"]), tuple(config["adapters"]))
+        path = predictions.parent / "log.jsonl"
+        log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; copy the whole run, or remove its {predictions.name}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; copy it again, or remove {predictions}") from None
+    return Run(dataset, active, row, load(predictions), log)

@@ -18,10 +18,12 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from jaxlora import files, partition
+from jaxlora.config import default
 from jaxlora.errors import UserError
 from jaxlora.models.lora import LoraSpec
 
 Path = tuple[str, ...]
+METADATA = ("base", "tokenizer", "adapters", "kind", "labels", "training set")
 
 
 class Checkpoints:
@@ -99,8 +101,7 @@ class Checkpoints:
         """Returns what a step's checkpoint belongs to, with its score."""
         try:
             found = self._orbax.checkpointables_metadata(step)
-            needed = {name: found.custom_metadata[name] for name in ("base", "tokenizer", "adapters", "kind", "labels")}
-            return {**needed, "score": found.metrics["score"]}
+            return {**{name: found.custom_metadata[name] for name in METADATA}, "score": found.metrics["score"]}
         except (TypeError, KeyError, ValueError, OSError):
             raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
 
@@ -198,9 +199,17 @@ def read_config(workdir: str) -> ConfigDict:
     if not path.exists():
         raise UserError(f"--workdir: {workdir} has no config.json; give the folder of a run that `train` made")
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except ValueError:
+        config = ConfigDict(json.loads(path.read_text()))
+        found = _flat(config)
+    except (ValueError, TypeError):
         raise UserError(f"{path} is damaged; copy it again") from None
+    for field, value in _flat(default()).items():
+        kind = {tuple: list, float: int | float}.get(type(value), type(value))
+        if not isinstance(found.get(field), kind):
+            raise UserError(
+                f"{path}: {field} is missing or no {type(value).__name__}; the file is damaged, or of another version"
+            )
+    return config
 
 
 def check_same_run(workdir: str, config: ConfigDict) -> None:

@@ -54,16 +54,15 @@ def fit(
     state = init_state(params, optimizer, mesh)
     dropout = any(config.adapters[name].dropout for name in config.active)
     update = make_train_step(definition, optimizer, objective, dropout, state, mesh)
-    kept_frozen = partition.select(frozen, [p for p in partition.partitions(model) if p != "base"])
+    stored = partition.stored_partitions(model, config.trainable)
 
-    checkpoints = checkpoint.Checkpoints(workdir)
-    iterator, start = iter(batches), checkpoints.latest or 0
+    checkpoints, iterator = checkpoint.Checkpoints(workdir), iter(batches)
+    start = checkpoints.latest or 0
     if start:
         checkpoint.check_belongs(workdir, checkpoints.metadata(start), metadata)
-        kept = nnx.merge_state(state.params, kept_frozen)
+        kept = partition.select(nnx.merge_state(state.params, frozen), stored)
         kept, optimizer_state, data = checkpoints.restore(start, kept, state.optimizer)
         state, frozen = TrainState(_filled(state.params, kept), optimizer_state), _filled(frozen, kept)
-        kept_frozen = _filled(kept_frozen, kept)
         iterator.set_state(data)
     log = RunLog(workdir, start)
     every = max(1, math.ceil(updates / max(1, config.epochs * config.evaluations)))
@@ -86,12 +85,13 @@ def fit(
             if saving:
                 jax.block_until_ready(state)
                 throughput.stop()
-                score, values = validate(nnx.merge_state(state.params, frozen)) if validate else (0.0, {})
+                whole = nnx.merge_state(state.params, frozen)
+                score, values = validate(whole) if validate else (0.0, {})
                 size = optax.global_norm(state.params)
                 _finite(step, {"validation score": score, "the parameters' norm": size}, checkpoints.latest)
                 log.write(step, {**{f"validation/{k}": v for k, v in values.items()}, **throughput.rates()})
                 log.flush()  # before the checkpoint: what is logged after the last one is dropped on resuming
-                kept = nnx.merge_state(state.params, kept_frozen)
+                kept = partition.select(whole, stored)
                 checkpoints.save(step, kept, state.optimizer, iterator.get_state(), score, metadata)
                 if values:
                     bar.write(f"update {step}: " + ", ".join(f"validation {k} {v:.4f}" for k, v in values.items()))

@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from jaxlora.data.synthetic import COLUMNS, plain_english, write_mimic3
+from jaxlora.data.synthetic import COLUMNS, lists_of_words, plain_english, write_mimic3
 
 
 def table(folder, name):
@@ -92,3 +92,12 @@ def test_plain_english(sentences):
     assert "{" not in text and text[0].isupper() and text.rstrip("'").endswith(".")
     if sentences == 2000:
         assert len({word.strip(".,?'").lower() for word in text.split()}) > 300
+
+
+def test_lists_of_words_hold_the_frequent_words_and_no_sentence():
+    notes = ["alpha beta: gamma", "alpha beta: delta", "beta: alpha gamma"]
+    documents = lists_of_words(notes, times=40, seed=3)
+    assert documents == lists_of_words(notes, times=40, seed=3) != lists_of_words(notes, times=40, seed=4)
+    text = " ".join(documents)
+    assert (text.count("alpha"), text.count("beta:")) == (40, 40) and "gamma" not in text
+    assert text.count("alpha beta: ") < 40 and {"\n", "/", ","} <= set(text)

@@ -115,3 +115,14 @@ def test_damaged_predictions(folder):
     with pytest.raises(UserError, match="predictions-test.npz is damaged"):
         report(folder)
     assert not (folder / "report.json").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl"])
+def test_a_run_with_a_file_missing_or_damaged_is_named(folder, name):
+    path = folder / "death" / name
+    path.write_text(path.read_text()[:30])
+    with pytest.raises(UserError, match=f"death/{name} is damaged"):
+        report(folder)
+    path.unlink()
+    with pytest.raises(UserError, match=f"death/{name} is missing"):
+        report(folder)

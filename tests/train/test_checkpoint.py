@@ -63,7 +63,7 @@ def test_its_metadata_say_what_it_belongs_to(trained):
         found = checkpoints.metadata(checkpoints.latest)
     finally:
         checkpoints.close()
-    assert set(found) == {"base", "tokenizer", "adapters", "kind", "labels", "score"}
+    assert set(found) == {"base", "tokenizer", "adapters", "kind", "labels", "training set", "score"}
     assert (found["kind"], found["labels"]) == ("multiclass", ["fair", "good", "poor"])
     assert (found["adapters"]["clinical"]["rank"], found["adapters"]["downstream"]["rank"]) == (16, 8)
 
@@ -130,6 +130,21 @@ def test_another_base_on_the_same_workdir(trained, tmp_path, refused):
     run = copy_run(trained.clinical, tmp_path / "run", base=str(base))
     line = refused("train", *trained.flags("clinical"), f"--config.base={base}", f"--workdir={run}")
     assert "was trained with another base" in line
+
+
+def test_other_notes_under_the_same_name(trained, tmp_path, refused):
+    """A dataset that was prepared again with other notes and the same labels."""
+    data, rows = tmp_path / "data", trained.notes.read_text().splitlines(keepends=True)
+    (tmp_path / "notes.csv").write_text("".join(rows[:-20]))
+    flags = [f for f in trained.flags("clinical") if not f.startswith(("--config.path", "--config.data.dir"))]
+    assert trained.run("prepare", *flags, f"--config.path={tmp_path / 'notes.csv'}", f"--workdir={data}") == 0
+    run = copy_run(
+        trained.clinical,
+        tmp_path / "run",
+        data=json.loads((trained.clinical / "config.json").read_text())["data"] | {"dir": str(data)},
+    )
+    line = refused("train", *trained.flags("clinical"), f"--config.data.dir={data}", f"--workdir={run}")
+    assert "was trained with another training set" in line
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,6 @@ from jaxlora.train.step import init_state, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 SPECS = {"clinical": LoraSpec(3, 6.0), "downstream": LoraSpec(2, 2.0)}
-BATCH = {
-    "tokens": np.random.default_rng(0).integers(1, 32, (2, 16)),
-    "segments": np.repeat([[1, 2], [1, 0]], 8, axis=1),
-    "positions": np.tile(np.arange(8), (2, 2)),
-    "notes": np.asarray([[1, 2], [3, 0]]),
-    "labels": np.asarray([[0, 1], [1, 0]]),
-}
 
 
 def digests(state) -> dict[str, str]:
@@ -39,7 +32,7 @@ def digests(state) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
-def test_training_changes_what_the_row_trains_and_no_other_bit(random_llama, row):
+def test_training_changes_what_the_row_trains_and_no_other_bit(random_llama, packed_batch, row):
     model = random_llama({name: SPECS[name] for name in row.adapters}, labels=2)
     before = digests(nnx.state(model))
     assert set(before) == {"base", "head", *row.adapters}
@@ -49,16 +42,16 @@ def test_training_changes_what_the_row_trains_and_no_other_bit(random_llama, row
     state = init_state(params, optimizer, mesh)
     step = make_train_step(definition, optimizer, Objective("multiclass", row.active), False, state, mesh)
     for update in range(2):
-        state, _ = step(state, frozen, BATCH, jax.random.key(update))
+        state, _ = step(state, frozen, packed_batch, jax.random.key(update))
     after = digests(nnx.merge_state(state.params, frozen))
     assert {name for name in before if before[name] != after[name]} == set(row.trainable)
 
 
-def test_downstream_adapter_counts_where_active_and_not_as_published(random_llama):
+def test_downstream_adapter_counts_where_active_and_not_as_published(random_llama, packed_batch):
     def logits(model, row):
         definition, state = nnx.split(model)
         objective = Objective("multiclass", ROWS[row].active)
-        return np.asarray(jax.jit(lambda s: objective.note_logits(nnx.merge(definition, s), BATCH))(state))
+        return np.asarray(jax.jit(lambda s: objective.note_logits(nnx.merge(definition, s), packed_batch))(state))
 
     both = random_llama(SPECS, labels=2)
     corrected, published = (logits(both, f"frozen_downstream{mode}") for mode in ("", "_as_published"))

@@ -1,0 +1,43 @@
+"""Several small runs side by side on a CPU, where one of them keeps one core busy."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+import jax
+
+
+def run_all(function: Callable, jobs: dict[str, tuple]) -> Iterator[tuple[str, Any]]:
+    """Calls `function(*arguments)` for every job and yields (name, result) as each one ends.
+
+    On a CPU of two cores or more, two processes share the jobs, each with half of the cores; an accelerator serves one
+    process, so there the jobs run here, one after the other.
+
+    Args:
+      function: of a module, so that another process can import it.
+      jobs: name to arguments.
+    """
+    if jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        for name, arguments in jobs.items():
+            yield name, function(*arguments)
+        return
+    cores, spawn = sorted(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
+    halves = spawn.SimpleQueue()
+    for half in (cores[::2], cores[1::2]):
+        halves.put(half)
+    start = (jax.config.jax_compilation_cache_dir, halves)
+    with ProcessPoolExecutor(2, mp_context=spawn, initializer=_start, initargs=start) as pool:
+        pending = {pool.submit(function, *arguments): name for name, arguments in jobs.items()}
+        for done in as_completed(pending):
+            yield pending[done], done.result()
+
+
+def _start(cache: str, halves: multiprocessing.SimpleQueue) -> None:
+    """Gives a process cores of its own, for two XLA programs on the same cores run at a fraction of their speed; and
+    keeps its bars and tables off the terminal that both share."""
+    os.sched_setaffinity(0, halves.get())
+    jax.config.update("jax_compilation_cache_dir", cache)
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
