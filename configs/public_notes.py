@@ -10,9 +10,9 @@ The three paths are --config.aci_bench and --config.mts_dialog, the folders of t
 github.com/microsoft/clinical_visit_note_summarization_corpus (CC BY 4.0), and --config.base, karpathy/tinyllamas
 stories260K in Hugging Face layout (MIT).
 
-Expect, measured: perplexity 77.45 -> 13.95 on the two validation files in two minutes on two cores, and a macro AUROC on
-MTS-Dialog's 20 section headers (n = 100, nine of them with one positive) of 0.752, 0.775 and 0.818 for the seeds 0, 1
-and 2 with both adapters, in 100 seconds each.
+Expect, measured: perplexity 77.45 -> 13.95 on the two validation files, in two minutes on two cores, and a macro AUROC
+on MTS-Dialog's 20 section headers (n = 100, nine of them with one positive) of 0.752, 0.775 and 0.818 for the seeds 0,
+1 and 2 with both adapters, in 100 seconds each.
 """
 
 from ml_collections import ConfigDict
