@@ -73,6 +73,8 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # Tests that run in the background ignore Ctrl-C, and a shell cannot trap what it was born ignoring.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str, outcomes: str = "") -> tuple[int, str, str]:
