@@ -35,21 +35,21 @@ def _train(flag: flags.FlagValues) -> None:
 
 
 def _evaluate(flag: flags.FlagValues) -> None:
-    """predict a split with the run in DIR and save predictions and metrics  [--split=test]"""
+    """predict a split with the run in DIR and save predictions and metrics  [--split=test --base=HF_DIR]"""
     from jaxlora.pipeline import evaluate_run
 
-    for name, value in evaluate_run(_workdir(flag), flag.split).items():
+    for name, value in evaluate_run(_workdir(flag), flag.split, flag.base or "").items():
         print(f"{name:<16}{value:.4f}" if isinstance(value, float) else f"{name:<16}{value}")
 
 
 def _predict(flag: flags.FlagValues) -> None:
-    """score a table of new notes with the run in DIR  --input=CSV --output=CSV [--id=COLUMN --text=COLUMN]"""
+    """score a table of new notes with the run in DIR  --input=CSV --output=CSV [--id=NAME --text=NAME --base=DIR]"""
     from jaxlora.pipeline import predict_run
 
     for name in ("input", "output"):
         if not flag[name].value:
             raise UserError(f"--{name} is not set; give the table of notes and the table to write")
-    count = predict_run(_workdir(flag), flag.input, flag.output, flag.id, flag.text)
+    count = predict_run(_workdir(flag), flag.input, flag.output, flag.id, flag.text, flag.base or "")
     print(f"{count} notes scored in {flag.output}")
 
 
@@ -94,6 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"jaxlora: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        print("jaxlora: a path on gs:// needs gcsfs: pip install gcsfs", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\njaxlora: interrupted; `train` goes on from its last checkpoint", file=sys.stderr)
         return 130
@@ -115,7 +120,7 @@ def parse(arguments: list[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True, flag_values=flag)
     for name, default, text in (
         ("workdir", None, "the folder that is read and written"),
-        ("base", None, "short for --config.base"),
+        ("base", None, "short for --config.base; of a trained run, where its base lies now"),
         ("split", "test", "the split to evaluate"),
         ("input", None, "the table of notes to score"),
         ("output", None, "the table of scores to write"),
@@ -164,6 +169,8 @@ def _check_config_exists(arguments: list[str]) -> None:
         if this == "--config" or this.startswith("--config=")
     ]
     path = given[0].split(":")[0] if given else ""
+    if given and (not path or path.startswith("--")):
+        raise UserError("--config is empty; give a file of configs/")
     if given and not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         present = [name for name in os.listdir(folder) if name.endswith(".py")] if os.path.isdir(folder) else []

@@ -18,19 +18,31 @@ from jaxlora import files, pipeline, rows, workers
 from jaxlora.config import adapter, dataset, table
 from jaxlora.data import synthetic, tables, tokens
 from jaxlora.data.notes import admission_part
-from jaxlora.data.prepare import prepare
+from jaxlora.data.prepare import MIMIC_TASKS, prepare
+from jaxlora.errors import UserError, one_of
 from jaxlora.eval.report import report
 from jaxlora.interop import huggingface
 from jaxlora.models.llama import Llama, LlamaConfig
 
 
 def demo(config: ConfigDict, workdir: str) -> None:
-    """Runs the two steps and the rows of `config.demo` into `WORKDIR`; what is finished already is not run again.
+    """Runs the two steps and the rows of `config.demo` into `WORKDIR`; a trained run is not trained again.
 
     Args:
       config: of `configs/demo.py`; its `demo` part says how large everything is.
+
+    Raises:
+      UserError: a row, a task or a base that does not exist, before anything is made.
     """
+    if "demo" not in config:
+        raise UserError("--config has no part `demo`; give configs/demo.py")
     start, folder, sizes = time.monotonic(), Path(workdir), config.demo
+    for name in sizes.rows:
+        one_of("config.demo.rows", name, rows.ROWS)
+    for name in sizes.tasks:
+        one_of("config.demo.tasks", name, MIMIC_TASKS)
+    if config.base:
+        tokens.Tokenizer(config.base), huggingface.read_config(config.base)
     jax.config.update("jax_compilation_cache_dir", str((folder / "compilation_cache").absolute()))
     if not config.base:
         config.base = _make_base(config, folder / "base")

@@ -1,8 +1,8 @@
 """Names decide what is trained.
 
 Every parameter is in exactly one partition: `base`, `adapter/<name>` or `head`. A list of patterns names the trainable
-partitions; the mask over the parameters that follows from it is computed here, once, and gives the (train, frozen)
-split of the step, the optax mask, the optimizer state, what a checkpoint stores, and the table printed at start.
+partitions; from these names follow, here and once, the (train, frozen) split of the step and with it the optimizer
+state, the same decision as an optax mask, what a checkpoint stores, and the table printed at start.
 
 A pattern is a partition (`head`, `adapter/clinical`), an adapter's bare name (`clinical`), or a wildcard
 (`adapter/*`).

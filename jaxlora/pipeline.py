@@ -38,7 +38,8 @@ def train_run(config: ConfigDict, workdir: str) -> None:
     """
     start_distributed()
     _check_fields(config)
-    if (epath.Path(workdir) / "config.json").exists():
+    resumed = checkpoint.exists(workdir)
+    if resumed:
         checkpoint.check_same_run(workdir, config)
     prepared = builders.load(config.data.dir, config.data.name)
     task, labels = prepared.task, len(prepared.task.labels)
@@ -57,7 +58,7 @@ def train_run(config: ConfigDict, workdir: str) -> None:
     notes = _tokenized(config, prepared, "train", tokenizer)
     held_out = _tokenized(config, prepared, "validation", tokenizer) if prepared.splits.get("validation") else None
     # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
-    model = assemble(config, labels, mesh, fresh=not checkpoint.exists(workdir))
+    model = assemble(config, labels, mesh, fresh=not resumed)
     print(partition.table(model, config.active, config.trainable))
 
     weights = ()
@@ -102,8 +103,11 @@ def _validation(
     return validate
 
 
-def evaluate_run(workdir: str, split: str = "test") -> dict[str, float]:
+def evaluate_run(workdir: str, split: str = "test", base: str = "") -> dict[str, float]:
     """Predicts a split with a trained run, saves `predictions-SPLIT.npz`, and `metrics-SPLIT.json` from that file.
+
+    Args:
+      base: where the base lies now, if not where it was trained.
 
     Returns:
       The metrics.
@@ -111,7 +115,7 @@ def evaluate_run(workdir: str, split: str = "test") -> dict[str, float]:
     Raises:
       UserError: `workdir` is no trained run, its base or tokenizer has changed, or the dataset has no such split.
     """
-    run = _Restored(workdir)
+    run = _Restored(workdir, base)
     prepared = builders.load(run.config.data.dir, run.config.data.name)
     if (prepared.task.kind, prepared.task.labels) != (run.kind, run.labels):
         raise UserError(f"dataset {prepared.task.name}: {workdir} was trained with other labels; prepare it as it was")
@@ -124,7 +128,7 @@ def evaluate_run(workdir: str, split: str = "test") -> dict[str, float]:
     return values
 
 
-def predict_run(workdir: str, table: str, output: str, id_column: str, text_column: str) -> int:
+def predict_run(workdir: str, table: str, output: str, id_column: str, text_column: str, base: str = "") -> int:
     """Scores the notes of a table with a trained classification run.
 
     Writes a CSV: `row` (of the table), `id` (keyed, with the key in `WORKDIR/id.key`), and the probability of each
@@ -132,6 +136,7 @@ def predict_run(workdir: str, table: str, output: str, id_column: str, text_colu
 
     Args:
       table: a CSV, JSON-lines or Parquet file. output: the CSV to write.
+      base: as in `evaluate_run`.
 
     Returns:
       How many notes were scored.
@@ -139,15 +144,16 @@ def predict_run(workdir: str, table: str, output: str, id_column: str, text_colu
     Raises:
       UserError: a missing column, a note without text, or a run that has no head.
     """
-    run = _Restored(workdir)
+    run = _Restored(workdir, base)
     if run.kind == "lm":
         raise UserError(f"--workdir: {workdir} is a language-model run and has no head; give a downstream run")
     key = examples.load_key(workdir)
     rows = []
     for number, cells in tables.rows(table, (id_column, text_column)):
-        if not isinstance(cells[text_column], str) or not cells[text_column].strip():
-            raise UserError(f"{tables.where(table, text_column, number)}: no text; remove the row or fill it")
-        rows.append({"id": examples.keyed(key, str(cells[id_column])), "patient": "", "text": cells[text_column]})
+        for column, what in ((id_column, "id"), (text_column, "text")):
+            if not isinstance(cells[column], str) or not cells[column].strip():
+                raise UserError(f"{tables.where(table, column, number)}: no {what}; remove the row or fill it")
+        rows.append({"id": examples.keyed(key, cells[id_column]), "patient": "", "text": cells[text_column]})
     logits = run.predict(tokenize(rows, run.tokenizer, run.config.data.length, "truncate", lambda _: None)).logits
     scores = 1 / (1 + np.exp(-logits)) if run.kind == "multilabel" else metrics.softmax(logits)
     text = io.StringIO(newline="")
@@ -171,9 +177,10 @@ def restore_model(workdir: str) -> Llama:
 class _Restored:
     """A trained run, ready to predict."""
 
-    def __init__(self, workdir: str):
+    def __init__(self, workdir: str, base: str = ""):
         start_distributed()
         self.config = checkpoint.read_config(workdir)
+        self.config.base = base or self.config.base
         checkpoints = checkpoint.Checkpoints(workdir)
         try:
             step = checkpoints.choose(self.config.select)

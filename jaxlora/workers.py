@@ -19,6 +19,9 @@ def run_all(function: Callable, jobs: dict[str, tuple]) -> Iterator[tuple[str, A
     Args:
       function: of a module, so that another process can import it.
       jobs: name to arguments.
+
+    Raises:
+      What a job raises; those not yet begun are left out.
     """
     if jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
         for name, arguments in jobs.items():
@@ -31,8 +34,11 @@ def run_all(function: Callable, jobs: dict[str, tuple]) -> Iterator[tuple[str, A
     start = (jax.config.jax_compilation_cache_dir, halves)
     with ProcessPoolExecutor(2, mp_context=spawn, initializer=_start, initargs=start) as pool:
         pending = {pool.submit(function, *arguments): name for name, arguments in jobs.items()}
-        for done in as_completed(pending):
-            yield pending[done], done.result()
+        try:
+            for done in as_completed(pending):
+                yield pending[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure, the jobs not yet begun
 
 
 def _start(cache: str, halves: multiprocessing.SimpleQueue) -> None:

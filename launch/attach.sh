@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p .job && touch .job/log
 PATH="$PWD/.venv/bin:$PATH"
+export JAXLORA_DISTRIBUTED=1 # every host of a slice runs this; JAX asks the metadata server who the others are
 
 running() { [[ -f .job/pid ]] && kill -0 "$(<.job/pid)" 2>/dev/null; }
 

@@ -13,6 +13,7 @@ from jaxlora.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 TABLE = f"--config={ROOT / 'configs' / 'table.py'}"
+DEMO = "--config=configs/demo.py"
 
 
 def process(*arguments):
@@ -48,7 +49,7 @@ def test_no_arguments_is_help(small, capsys):
 
 def test_the_help_of_a_verb_names_its_flags(small, capsys):
     assert small.run("predict", "--help") == 0
-    assert "--input=CSV --output=CSV [--id=COLUMN --text=COLUMN]" in capsys.readouterr().out
+    assert "--input=CSV --output=CSV [--id=NAME --text=NAME --base=DIR]" in capsys.readouterr().out
 
 
 def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
@@ -66,7 +67,7 @@ def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
         (["train", "x", TABLE], "unexpected 'x'"),
         (["train", "--config=configs/tabel.py"], "--config: no file configs/tabel.py; did you mean 'table.py'?"),
         (["train", "--config", "configs/tabel.py"], "--config: no file configs/tabel.py; did you mean 'table.py'?"),
-        (["train", "--config=", "--workdir=x"], "--config: no file"),
+        (["train", "--config=", "--workdir=x"], "--config is empty"),
         (["train", f"{TABLE}:clincal"], "configs/table.py: no 'clincal'; did you mean 'clinical'?"),
         (["train", "--config=configs/public_notes.py:nope"], "configs/public_notes.py: no 'nope'; valid: clinical, "),
         (["train", TABLE, "--config.epocs=3"], "--config.epocs: no such field; did you mean 'epochs'?"),
@@ -80,6 +81,10 @@ def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
         (["train", TABLE], "--workdir is not set"),
         (["evaluate"], "--workdir is not set"),
         (["report"], "--workdir is not set"),
+        (["report", "--workdir=gs://bucket/run"], "gs://bucket/run is in a bucket"),
+        (["demo", TABLE, "--workdir={new}"], "--config has no part `demo`; give configs/demo.py"),
+        (["demo", DEMO, "--base=/nowhere", "--workdir={new}"], "/nowhere has no tokenizer"),
+        (["demo", DEMO, "--config.demo.tasks=('mortalty',)", "--workdir={new}"], "did you mean 'mortality'?"),
         (["predict", "--workdir=x"], "--input is not set"),
         (["predict", "--workdir=x", "--input=x.csv"], "--output is not set"),
         (["evaluate", "--workdir=/nowhere/at/all"], "/nowhere/at/all has no config.json"),

@@ -3,7 +3,10 @@
 import csv
 import json
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -132,6 +135,7 @@ def test_predict_reads_json_lines(trained, scored, tmp_path):
         ("new.csv", "id,txt\n1,a b\n", "new.csv: no column 'text'; did you mean 'txt'?"),
         ("new.csv", "id,text\n1,a b\n2,\n", "new.csv, column 'text', row 2: no text"),
         ("new.csv", "id,text\n1, \n", "new.csv, column 'text', row 1: no text"),
+        ("new.csv", "id,text\n1,a b\n,c\n", "new.csv, column 'id', row 2: no id"),
         ("new.csv", "", "new.csv: the file is empty"),
         ("new.csv", "id,text\n", "new.csv: the table has no rows"),
         ("new.jsonl", '{"id": 1, "text": ["a", "b"]}\n', "new.jsonl, column 'text', row 1: no text"),
@@ -314,3 +318,37 @@ def test_an_adapter_that_is_not_active_cannot_be_trained(trained, tmp_path, refu
     flags = [*trained.flags("frozen_downstream"), "--config.active=clinical"]
     line = refused("train", *flags, f"--workdir={tmp_path / 'run'}")
     assert "config.trainable: adapter 'downstream' is not in config.active" in line
+
+
+def test_a_base_that_has_moved(trained, tmp_path, refused):
+    base, run = shutil.copytree(trained.base, tmp_path / "base"), shutil.copytree(trained.downstream, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"base": "/where/it/was"}))
+    assert "/where/it/was has no tokenizer" in refused("evaluate", f"--workdir={run}")
+    assert trained.run("evaluate", f"--workdir={run}", f"--base={base}") == 0
+    assert (run / "metrics-test.json").read_text() == (trained.downstream / "metrics-test.json").read_text()
+
+
+def test_two_hosts_train_what_one_does(trained, tmp_path):
+    """Two processes of one device each, every one with its half of each batch."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "jaxlora.cli", "train", *trained.flags("clinical"), f"--workdir={workdir}"]
+    hosts = [
+        subprocess.Popen(
+            command,
+            env=trained.environment()
+            | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(2)
+    ]
+    errors = [host.communicate(timeout=240)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], errors
+    assert trained.run("evaluate", f"--workdir={workdir}") == 0
+    one, two = (json.loads((path / "metrics-test.json").read_text()) for path in (trained.clinical, workdir))
+    assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-3) != one["base_perplexity"]

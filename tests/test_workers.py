@@ -1,6 +1,7 @@
 """Jobs that are shared by two processes."""
 
 import os
+import time
 
 import pytest
 
@@ -27,6 +28,15 @@ def test_every_job_runs_once_on_cores_of_its_process_alone(capfd):
     assert "reaches nobody" not in capfd.readouterr().out
 
 
-def test_the_failure_of_a_job_is_raised():
+def write(path, seconds):
+    if path is None:
+        raise ValueError("thirteen")
+    time.sleep(seconds)
+    path.touch()
+
+
+def test_the_failure_of_a_job_is_raised_and_no_other_begins(tmp_path):
+    jobs = {"unlucky": (None, 0)} | {f"job {number}": (tmp_path / str(number), 0.5) for number in range(12)}
     with pytest.raises(ValueError, match="thirteen"):
-        list(workers.run_all(where, {"unlucky": (13,)}))
+        list(workers.run_all(write, jobs))
+    assert len(list(tmp_path.iterdir())) < 12

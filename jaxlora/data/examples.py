@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from etils import epath
+
 from jaxlora import files
 from jaxlora.errors import UserError
 
@@ -72,10 +74,10 @@ def load_key(folder: str | Path) -> bytes:
     Raises:
       UserError: the file is there but does not hold 32 bytes in hexadecimal.
     """
-    path = Path(folder) / KEY_FILE
+    path = epath.Path(folder) / KEY_FILE
     if not path.exists():
         files.write(path, secrets.token_hex(32) + "\n")
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    text = path.read_bytes().decode(errors="replace").strip()
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise UserError(f"{path}: not 64 hexadecimal digits; restore it, or delete it to give every note a new id")
     return bytes.fromhex(text)

@@ -107,7 +107,8 @@ class Batches:
       notes: the tokenized split.
       length: tokens a row holds. batch_size: rows a batch holds, over all hosts.
       labels: number of labels; 0 for the language-model loss.
-      epochs: how often every note is seen; each epoch is shuffled and packed anew.
+      epochs: how often the notes are seen, each time shuffled and packed anew; the last rows that fill no batch are
+        dropped.
       seed: of the shuffling; None keeps the order and fills the last batch up with empty rows, for evaluation.
     """
 

@@ -7,10 +7,10 @@ quote that never closes, and it can tell the row.
 """
 
 import csv
+import difflib
 import gzip
 import io
 import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,6 @@ Row = dict[str, Cell]
 
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _LONGEST_CELL = 64 * 2**20  # a quote that never closes would otherwise swallow the rest of the file into memory
-_COLUMN_NAME = re.compile(r"[^\W\d][\w .:/()-]{0,39}")
 
 
 def rows(path: str | Path, columns: Iterable[str]) -> Iterator[tuple[int, Row]]:
@@ -62,7 +61,8 @@ def _reader(path: Path):
         raise UserError(f"{path}: unknown type of table; use one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         present = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such file{nearest(path.name, present)}")
+        close = difflib.get_close_matches(path.name, present, n=1)  # and no other: the names of notes may identify
+        raise UserError(f"{path}: no such file{f'; did you mean {close[0]!r}?' if close else ''}")
     if path.stat().st_size == 0:
         raise _empty(path)
     return {".csv": _csv, ".jsonl": _json_lines, ".parquet": _parquet}[suffix.removesuffix(".gz")]
@@ -79,7 +79,7 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
             header = next(reader, None)
             if header is None:
                 raise _empty(path)
-            indices = [_index(path, header, column) for column in columns]
+            indices = [_index(path, header, column, columns) for column in columns]
             for record in reader:
                 if not record:
                     continue
@@ -108,7 +108,7 @@ def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[
                 number += 1
                 record = _record(path, line, number)
                 if number == 1:
-                    exact = [list(record)[_index(path, list(record), column)] for column in columns]
+                    exact = [list(record)[_index(path, list(record), column, columns)] for column in columns]
                 yield number, [record.get(name) for name in exact]
         except (EOFError, OSError, zlib.error):
             raise _damaged(path, number) from None
@@ -131,7 +131,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[Any
     try:
         with pq.ParquetFile(path) as file:
             header = file.schema_arrow.names
-            exact = [header[_index(path, header, column)] for column in columns]
+            exact = [header[_index(path, header, column, columns)] for column in columns]
             for batch in file.iter_batches(batch_size=1024, columns=exact):
                 cells = [batch.column(name).to_pylist() for name in exact]
                 for record in zip(*cells, strict=True):
@@ -156,7 +156,7 @@ def _damaged(path: Path, number: int) -> UserError:
     return UserError(f"{path}: the file cannot be read after row {number}; it is damaged or cut short, copy it again")
 
 
-def _index(path: Path, header: Sequence[str], column: str) -> int:
+def _index(path: Path, header: Sequence[str], column: str, columns: Sequence[str]) -> int:
     if column in header:
         return header.index(column)
     matches = [i for i, name in enumerate(header) if name.strip().casefold() == column.casefold()]
@@ -164,10 +164,11 @@ def _index(path: Path, header: Sequence[str], column: str) -> int:
         return matches[0]
     if matches:
         raise UserError(f"{path}: {len(matches)} columns are named {column!r} in different case; rename all but one")
-    # Without a header the first row is data, which no message may show.
-    if not all(_COLUMN_NAME.fullmatch(name.strip()) for name in header):
+    # Without a header the first row is data, which no message may show. One with another wanted name is a header.
+    names = [name.strip().casefold() for name in header]
+    if not any(other.casefold() in names for other in columns):
         raise UserError(
-            f"{path}: no column {column!r}, and the first row does not look like column names; add a header"
+            f"{path}: none of the columns {', '.join(columns)} is in its first row; name them, or add a header"
         )
     hint = nearest(column, header)
     present = "" if hint.startswith("; valid") else f" (columns: {', '.join(header)})"
@@ -178,7 +179,7 @@ def _cell(value: Any, path: Path, column: str, number: int) -> Cell:
     if isinstance(value, (list, tuple)):
         texts = [_cell(item, path, column, number) for item in value]
         return [text for text in texts if isinstance(text, str)] or None
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # NaN is what pandas leaves where there is nothing
         return None
     if isinstance(value, bytes | dict):
         raise UserError(f"{where(path, column, number)}: neither text nor a list of texts; store it as text")

@@ -1,5 +1,6 @@
 """The figures of a report: ROC curves by row, and loss curves."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from jaxlora import files
 from jaxlora.eval import metrics
 from jaxlora.eval.runs import Run
 
@@ -73,8 +75,7 @@ def _losses(path: Path, corpora: Sequence[Run], outcomes: Sequence[Run]) -> Path
         if title != "notes":
             axes.legend(fontsize=6, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    return path
+    return _write(figure, path)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -88,5 +89,11 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def _save(figure: Figure, axes: Axes, path: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    return _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
+    files.write(path, picture.getvalue())
     return path

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxlora import files
+from jaxlora.errors import UserError
 from jaxlora.eval import figures, metrics
 from jaxlora.eval.runs import find_runs
 
@@ -12,14 +13,19 @@ from jaxlora.eval.runs import find_runs
 def report(folder: str | Path, seconds: float | None = None) -> str:
     """Writes `report.json`, `report.md` and `figures/*.png` into `folder`, from every evaluated run under it.
 
-    Runs of one row and task that differ in the seed are averaged; the table gives their number and spread.
+    Runs of one row and task, such as those of several seeds, are averaged; the table gives their number and spread.
 
     Args:
       seconds: wall time of the whole, where it is known.
 
     Returns:
       The Markdown table.
+
+    Raises:
+      UserError: what `find_runs` raises, or a folder in a bucket.
     """
+    if str(folder).startswith("gs://"):
+        raise UserError(f"--workdir: {folder} is in a bucket; copy the runs to a folder here first")
     folder = Path(folder)
     runs = find_runs(folder)
     corpora = [run for run in runs if run.predictions.kind == "lm" and run.active]
@@ -27,10 +33,12 @@ def report(folder: str | Path, seconds: float | None = None) -> str:
     summary = {"perplexity": {}, "tasks": {}}
     for run in corpora:
         values = metrics.evaluate(run.predictions)
-        summary["perplexity"] |= {"base": values["base_perplexity"], "+".join(run.active): values["perplexity"]}
+        for name, value in (("base", "base_perplexity"), ("+".join(run.active), "perplexity")):
+            summary["perplexity"].setdefault(name, []).append(values[value])
     for run in outcomes:
         rows = summary["tasks"].setdefault(run.dataset, {})
         rows.setdefault(run.row, []).append(metrics.evaluate(run.predictions))
+    summary["perplexity"] = {name: float(np.mean(of)) for name, of in summary["perplexity"].items()}
     summary["tasks"] = {task: {row: _mean(of) for row, of in rows.items()} for task, rows in summary["tasks"].items()}
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
@@ -46,7 +54,7 @@ def _mean(values: list[dict[str, float]]) -> dict[str, float]:
     result = {name: float(np.mean([v[name] for v in values])) for name in ("auroc", "auprc", "f1", "accuracy")}
     result["n"] = values[0]["n"]
     if len(values) > 1:
-        result |= {"seeds": len(values), "auroc_sd": float(np.std([v["auroc"] for v in values], ddof=1))}
+        result |= {"runs": len(values), "auroc_sd": float(np.std([v["auroc"] for v in values], ddof=1))}
     return result
 
 
@@ -61,7 +69,7 @@ def _markdown(summary: dict) -> str:
         lines += [f"**{task}**, {count:,} notes of held-out patients:", ""]
         lines += ["| row | AUROC | AUPRC | F1 | accuracy |", "|---|---:|---:|---:|---:|"]
         for row, v in rows.items():
-            spread = f" ± {v['auroc_sd']:.3f} ({v['seeds']} seeds)" if "seeds" in v else ""
+            spread = f" ± {v['auroc_sd']:.3f} ({v['runs']} runs)" if "runs" in v else ""
             cells = [f"{v['auroc']:.3f}{spread}", f"{v['auprc']:.3f}", f"{v['f1']:.3f}", f"{v['accuracy']:.3f}"]
             lines.append(f"| {row} | " + " | ".join(cells) + " |")
         lines.append("")

@@ -37,6 +37,8 @@ def read_config(directory: str | Path) -> LlamaConfig:
         raise UserError(f"{path} is not a JSON object; download it again")
     rope_field = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
     rope = raw.get(rope_field) or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: {rope_field} is not an object; download it again")
     unsupported = {
         "model_type": raw.get("model_type") != "llama",
         "hidden_act": raw.get("hidden_act", "silu") != "silu",
@@ -48,21 +50,26 @@ def read_config(directory: str | Path) -> LlamaConfig:
         if wrong:
             raise UserError(f"{path}: {field} = {raw.get(field)!r} is not supported; this is not a plain LLaMA")
     try:
-        heads, embed = raw["num_attention_heads"], raw["hidden_size"]
+        heads, embed = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+        kv_heads = int(raw.get("num_key_value_heads") or heads)
+        if heads % kv_heads:
+            raise UserError(f"{path}: {heads} heads are no multiple of {kv_heads} key-value heads; download it again")
         return LlamaConfig(
-            vocab=raw["vocab_size"],
+            vocab=int(raw["vocab_size"]),
             embed=embed,
-            mlp=raw["intermediate_size"],
-            layers=raw["num_hidden_layers"],
+            mlp=int(raw["intermediate_size"]),
+            layers=int(raw["num_hidden_layers"]),
             heads=heads,
-            kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or embed // heads,
-            rms_epsilon=raw["rms_norm_eps"],
+            kv_heads=kv_heads,
+            head_dim=int(raw.get("head_dim") or embed // heads),
+            rms_epsilon=float(raw["rms_norm_eps"]),
             rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
             tied=raw.get("tie_word_embeddings", False),
         )
     except KeyError as missing:
         raise UserError(f"{path} has no field {missing}; it is not the config.json of a LLaMA") from None
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise UserError(f"{path}: a size is no number; this is no config.json of a LLaMA, download it again") from None
 
 
 def load_base(directory: str | Path, model: Llama, shardings: nnx.State, progress: Callable[[str], None]) -> nnx.State:

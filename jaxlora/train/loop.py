@@ -109,8 +109,9 @@ def _finite(step: int, metrics: dict[str, Any], latest: int | None) -> dict[str,
     for name, value in values.items():
         if not math.isfinite(value):
             kept = f"checkpoint {latest} is kept" if latest else "no checkpoint was made before"
+            where = " in a new workdir" if latest else ""
             raise UserError(
-                f"{name} is {value} at update {step}; {kept}: lower config.learning_rate or set config.clip"
+                f"{name} is {value} at update {step}; {kept}: lower config.learning_rate or set config.clip{where}"
             )
     return values
 

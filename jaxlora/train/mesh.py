@@ -38,8 +38,9 @@ _KERNELS = {
 
 
 def start_distributed() -> None:
-    """Initialises `jax.distributed` where the environment has several hosts: a TPU pod slice, or a coordinator given
-    in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    """Initialises `jax.distributed` where the environment has several hosts: TPU VMs, which `launch/attach.sh` tells
+    with JAXLORA_DISTRIBUTED=1 and a GKE slice with TPU_WORKER_HOSTNAMES, or a coordinator given in
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     if jax.distributed.is_initialized():
         return
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
@@ -49,7 +50,7 @@ def start_distributed() -> None:
             int(os.environ["JAX_NUM_PROCESSES"]),
             int(os.environ["JAX_PROCESS_ID"]),
         )
-    elif len(hosts) > 1:
+    elif len(hosts) > 1 or os.environ.get("JAXLORA_DISTRIBUTED") == "1":
         jax.distributed.initialize()
 
 

@@ -71,7 +71,8 @@ def test_a_table_is_read_as_it_is_asked_for(tmp_path):
         ("t.csv", b"id,text\n", "no rows"),
         ("t.csv", b"id,test\n1,%s\n", "no column 'text'; did you mean 'test'? (columns: id, test)"),
         ("t.csv", b"id,body\n1,%s\n", "no column 'text'; valid: body, id"),
-        ("t.csv", b"1,%s came in with a cough, and then some more words\n", "does not look like column names"),
+        ("t.csv", b"1,%s came in with a cough, and then some more words\n", "none of the columns id, text is in"),
+        ("t.csv", b"A12,%s\n", "none of the columns id, text is in its first row; name them, or add a header"),
         ("t.csv", b"id,Text,TEXT\n1,%s,b\n", "2 columns are named 'text'"),
         ("t.csv", b"id,text\n1,a\n2,%s,c\n", "row 2: 3 cells where the header has 2"),
         ("t.csv", b'id,text\n1,a\n2,"%s\n3,c\n', "row 2: malformed CSV"),
@@ -116,3 +117,10 @@ def test_a_file_without_permission(tmp_path):
     (tmp_path / "t.jsonl").chmod(0)
     with pytest.raises(UserError, match="may not read"):
         read(tmp_path / "t.jsonl", "id")
+
+
+def test_what_pandas_leaves_where_there_is_nothing_is_empty(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"id": NaN, "text": "a"}\n{"id": 2, "text": NaN}\n')
+    pq.write_table(pa.table({"id": [float("nan"), 1.0], "text": ["a", None]}), tmp_path / "t.parquet")
+    assert [row["id"] for _, row in read(tmp_path / "t.jsonl", "id", "text")] == [None, "2"]
+    assert [row["id"] for _, row in read(tmp_path / "t.parquet", "id", "text")] == [None, "1.0"]

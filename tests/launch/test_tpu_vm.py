@@ -13,6 +13,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# Tests that run in the background ignore Ctrl-C, and a shell cannot trap what it was born ignoring.
+HEAR_INTERRUPTS = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp("bash", ["bash", *sys.argv[1:]])
+"""
 SCRIPTS = [ROOT / "launch/tpu_vm.sh", ROOT / "launch/attach.sh", ROOT / ".ci/run"]
 FLAGS = ["--name=clinical", "--zone=us-central1-a", "--type=v5litepod-16"]
 COMMAND = ["jaxlora", "train", "--config=configs/mine.py", "--workdir=gs://bucket/clinical"]
@@ -65,7 +71,7 @@ class Machine:
     def start(self, *arguments: str, outcomes: str = "") -> subprocess.Popen:
         (self.folder / "outcomes").write_text(outcomes)
         return subprocess.Popen(
-            ["bash", "launch/tpu_vm.sh", *arguments],
+            [sys.executable, "-c", HEAR_INTERRUPTS, "launch/tpu_vm.sh", *arguments],
             cwd=self.checkout,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -73,8 +79,6 @@ class Machine:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Tests that run in the background ignore Ctrl-C, and a shell cannot trap what it was born ignoring.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str, outcomes: str = "") -> tuple[int, str, str]:
