@@ -23,6 +23,7 @@ class Tokenizer:
     """
 
     def __init__(self, directory: str | Path):
+        import sentencepiece
         from transformers import AutoTokenizer, LlamaTokenizer
 
         directory = Path(directory)
@@ -34,10 +35,12 @@ class Tokenizer:
             raise UserError(f"{path} is empty; copy it again")
         kind = AutoTokenizer if path.name == "tokenizer.json" else LlamaTokenizer
         try:
+            if kind is LlamaTokenizer:  # which takes a model that is cut short between two pieces
+                sentencepiece.SentencePieceProcessor(model_file=str(path))
             self._tokenizer = kind.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # the reader of either format raises whatever its parser raises
             raise UserError(f"{path} is not a readable tokenizer ({type(error).__name__}); copy it again") from None
-        self.bos, self.eos = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+        self.bos = self._tokenizer.bos_token_id
         if self.bos is None:
             raise UserError(f"{path} has no BOS token; a LLaMA tokenizer has one")
         self.vocab = len(self._tokenizer)

@@ -54,7 +54,7 @@ def test_ids_of_a_real_model(shared_data):
     golden = json.loads((shared_data / "tinyllama260k" / "golden_base.json").read_text())
     tokenizer = Tokenizer(shared_data / "tinyllama260k" / "hf")
     assert tokenizer.encode([golden["text"]]) == [golden["ids"]]
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.vocab) == (1, 2, 512)
+    assert (tokenizer.bos, tokenizer.vocab) == (1, 512)
 
 
 def test_tokenizer_json_is_read_as_it_is(tokenizer, tmp_path):
@@ -86,9 +86,10 @@ def test_damaged_tokenizer_is_an_error(tmp_path, name, content):
 
 def test_truncated_tokenizer_model_is_an_error(small_base, tmp_path):
     whole = (small_base / "tokenizer.model").read_bytes()
-    (tmp_path / "tokenizer.model").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="tokenizer.model is not a readable tokenizer .*; copy it again$"):
-        Tokenizer(tmp_path)
+    for cut in range(40, len(whole), 97):  # some of them lie between two pieces
+        (tmp_path / "tokenizer.model").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="tokenizer.model is not a readable tokenizer .*; copy it again$"):
+            Tokenizer(tmp_path)
 
 
 TEXTS = ["chest pain", "", "the patient was seen today " * 9, "no fever\n" * 30]
@@ -150,7 +151,7 @@ def test_unknown_way_with_long_notes_is_an_error(tokenizer):
 def test_trained_tokenizer_is_of_llamas_kind(tokenizer, pieces):
     assert len(pieces) == tokenizer.vocab == 400
     assert [pieces.id_to_piece(i) for i in range(3)] == ["<unk>", "<s>", "</s>"]
-    assert (tokenizer.bos, tokenizer.eos) == (1, 2)
+    assert tokenizer.bos == 1
     words = [pieces.id_to_piece(i) for i in range(259, 400)]
     assert not any(any(c.isdigit() for c in word.strip("▁")) and len(word.strip("▁")) > 1 for word in words)
     assert pieces.decode(pieces.encode("β 2  x")) == "β 2  x"  # unknown characters as bytes, spaces kept

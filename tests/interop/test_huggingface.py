@@ -222,6 +222,20 @@ def test_config_without_a_field_is_refused(base, field):
 
 
 @pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"hidden_size": [32]}, "a size is no number"),
+        ({"num_attention_heads": "many"}, "a size is no number"),
+        ({"rope_parameters": 3}, "rope_parameters is not an object"),
+        ({"num_key_value_heads": 3}, "4 heads are no multiple of 3 key-value heads"),
+    ],
+)
+def test_config_with_a_field_of_another_type_is_refused(base, fields, message):
+    edit_config(base, **fields)
+    refused(base, f"{base}/config.json: {message}")
+
+
+@pytest.mark.parametrize(
     "fields, named",
     [
         ({"model_type": "mistral"}, "model_type = 'mistral'"),
