@@ -42,7 +42,8 @@ def demo(config: ConfigDict, workdir: str) -> None:
     for name in sizes.tasks:
         one_of("config.demo.tasks", name, MIMIC_TASKS)
     if config.base:
-        tokens.Tokenizer(config.base), huggingface.read_config(config.base)
+        tokens.Tokenizer(config.base)
+        huggingface.read_config(config.base)
     jax.config.update("jax_compilation_cache_dir", str((folder / "compilation_cache").absolute()))
     if not config.base:
         config.base = _make_base(config, folder / "base")

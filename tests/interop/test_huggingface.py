@@ -192,7 +192,7 @@ def test_fingerprint_is_of_shape_and_weights_alone(base, small_base):
     assert len({known, changed, huggingface.fingerprint(base)}) == 3
 
 
-def refused(folder, *parts):
+def assert_refused(folder, *parts):
     """That the directory is refused, in one line that holds every one of `parts`."""
     with pytest.raises(UserError) as error:
         load(folder)
@@ -203,13 +203,13 @@ def refused(folder, *parts):
 
 def test_directory_without_config_is_refused(base):
     (base / "config.json").unlink()
-    refused(base, f"no {base}/config.json; give the directory of a Hugging Face LLaMA")
+    assert_refused(base, f"no {base}/config.json; give the directory of a Hugging Face LLaMA")
 
 
 @pytest.mark.parametrize("content", ["", "{", "\x00", "[]", "null", '"llama"'])
 def test_broken_config_is_refused(base, content):
     (base / "config.json").write_text(content)
-    refused(base, f"{base}/config.json is not a JSON object; download it again")
+    assert_refused(base, f"{base}/config.json is not a JSON object; download it again")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_broken_config_is_refused(base, content):
 )
 def test_config_without_a_field_is_refused(base, field):
     edit_config(base, **{field: None})
-    refused(base, f"{base}/config.json has no field '{field}'")
+    assert_refused(base, f"{base}/config.json has no field '{field}'")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_config_without_a_field_is_refused(base, field):
 )
 def test_config_with_a_field_of_another_type_is_refused(base, fields, message):
     edit_config(base, **fields)
-    refused(base, f"{base}/config.json: {message}")
+    assert_refused(base, f"{base}/config.json: {message}")
 
 
 @pytest.mark.parametrize(
@@ -249,45 +249,47 @@ def test_config_with_a_field_of_another_type_is_refused(base, fields, message):
 )
 def test_model_that_is_not_computed_is_refused(base, fields, named):
     edit_config(base, **fields)
-    refused(base, f"{base}/config.json: {named}", "is not supported; this is not a plain LLaMA")
+    assert_refused(base, f"{base}/config.json: {named}", "is not supported; this is not a plain LLaMA")
 
 
 def test_pickled_weights_are_refused(base):
     os.rename(base / "model.safetensors", base / "pytorch_model.bin")
-    refused(base, f"{base} has only .bin (pickle) weights; convert them to safetensors first")
+    assert_refused(base, f"{base} has only .bin (pickle) weights; convert them to safetensors first")
 
 
 def test_directory_without_weights_is_refused(base):
     (base / "model.safetensors").unlink()
-    refused(base, f"{base} has no model.safetensors")
+    assert_refused(base, f"{base} has no model.safetensors")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.00005, 0.01, 0.5, 0.999999])
 def test_truncated_weights_are_refused(base, share):
     path = base / "model.safetensors"
     os.truncate(path, int(share * path.stat().st_size))
-    refused(base, f"{path} is truncated or not a safetensors file; download it again")
+    assert_refused(base, f"{path} is truncated or not a safetensors file; download it again")
 
 
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.self_attn.v_proj.weight"])
 def test_missing_tensor_is_refused(base, name):
     edit_tensors(base, lambda tensors: {n: x for n, x in tensors.items() if n != name})
-    refused(base, f"{base} has no tensor '{name}'; it does not fit config.json")
+    assert_refused(base, f"{base} has no tensor '{name}'; it does not fit config.json")
 
 
 def test_untied_model_without_a_head_is_refused(base):
     edit_config(base, tie_word_embeddings=False)
-    refused(base, f"{base} has no tensor 'lm_head.weight'")
+    assert_refused(base, f"{base} has no tensor 'lm_head.weight'")
 
 
 def test_tensor_of_another_shape_is_refused(base):
     edit_config(base, intermediate_size=48)
-    refused(base, "model.safetensors: tensor 'model.layers.0.mlp.down_proj.weight' is [32, 64], config.json makes it")
+    assert_refused(
+        base, "model.safetensors: tensor 'model.layers.0.mlp.down_proj.weight' is [32, 64], config.json makes it"
+    )
 
 
 def test_tensor_of_another_number_of_axes_is_refused(base):
     edit_tensors(base, lambda tensors: tensors | {"model.norm.weight": tensors["model.norm.weight"][None]})
-    refused(base, "tensor 'model.norm.weight' is [1, 32], config.json makes it [32]")
+    assert_refused(base, "tensor 'model.norm.weight' is [1, 32], config.json makes it [32]")
 
 
 @pytest.mark.parametrize(
@@ -295,16 +297,18 @@ def test_tensor_of_another_number_of_axes_is_refused(base):
 )
 def test_damaged_index_is_refused(base, content):
     (base / "model.safetensors.index.json").write_text(content)
-    refused(base, f"{base}/model.safetensors.index.json is damaged; download it again")
+    assert_refused(base, f"{base}/model.safetensors.index.json is damaged; download it again")
 
 
 def test_index_that_names_a_missing_file_is_refused(base):
     index = cut_in_two(base)
     (base / index["weight_map"]["model.norm.weight"]).unlink()
-    refused(base, index["weight_map"]["model.norm.weight"], "is missing although model.safetensors.index.json names it")
+    assert_refused(
+        base, index["weight_map"]["model.norm.weight"], "is missing although model.safetensors.index.json names it"
+    )
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", "a/b.safetensors", ""])
 def test_index_that_leaves_its_directory_is_refused(base, name):
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
-    refused(base, f"{base}/model.safetensors.index.json names a file outside its directory")
+    assert_refused(base, f"{base}/model.safetensors.index.json names a file outside its directory")

@@ -41,7 +41,7 @@ def dense(q, k, v, segments, d_out):
     return np.einsum("bhts,bshd->bthd", weights, v), (d_q, d_k, d_v)
 
 
-def close(found, wanted):
+def assert_close(found, wanted):
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
@@ -57,7 +57,7 @@ def value_and_gradients(q, k, v, segments, d_out):
 def test_equals_dense_attention_with_its_gradients(length):
     q, k, v, segments = inputs(length)
     d_out = np.random.default_rng(0).normal(size=q.shape).astype(np.float32)
-    close(value_and_gradients(q, k, v, segments, d_out), dense(q, k, v, segments, d_out))
+    assert_close(value_and_gradients(q, k, v, segments, d_out), dense(q, k, v, segments, d_out))
 
 
 def test_equals_the_attention_of_jax_nn_with_its_automatic_gradients():
@@ -70,7 +70,7 @@ def test_equals_the_attention_of_jax_nn_with_its_automatic_gradients():
         out, backward = jax.vjp(lambda *x: jax.nn.dot_product_attention(*x, mask=mask), *qkv)
         return out, backward(d_out)
 
-    close(value_and_gradients(q, k, v, segments, d_out), automatic(q, k, v))
+    assert_close(value_and_gradients(q, k, v, segments, d_out), automatic(q, k, v))
 
 
 def test_no_bit_leaks_across_segments_or_from_the_future():

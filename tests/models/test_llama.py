@@ -156,7 +156,7 @@ def plain(random_llama):
     return loss_and_gradients(random_llama(SPECS, layers=2), Objective("lm", ACTIVE))
 
 
-def check_packing(run):
+def assert_packing_changes_nothing(run):
     loss, gradients = run(rows_of(NOTES, packed=True))
     alone, gradients_alone = run(rows_of(NOTES, packed=False))
     assert loss == pytest.approx(alone, rel=1e-5)
@@ -167,11 +167,11 @@ def check_packing(run):
 
 
 def test_packed_notes_train_the_language_model_as_notes_alone(plain):
-    check_packing(plain)
+    assert_packing_changes_nothing(plain)
 
 
 def test_packed_notes_train_the_classifier_as_notes_alone(random_llama):
-    check_packing(loss_and_gradients(random_llama(SPECS, 3), Objective("multiclass", ACTIVE)))
+    assert_packing_changes_nothing(loss_and_gradients(random_llama(SPECS, 3), Objective("multiclass", ACTIVE)))
 
 
 @pytest.mark.parametrize(
