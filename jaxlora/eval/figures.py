@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
@@ -42,7 +41,8 @@ def _roc(path: Path, task: str, runs: Sequence[Run]) -> Path:
     axes.set(xlabel="1 − specificity", ylabel=f"sensitivity{average}", xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
     axes.set_title(f"{task.replace('_', ' ')}: {len(runs[0].predictions.ids)} held-out notes", loc="left")
     axes.legend(title="AUROC", loc="lower right", fontsize=8, frameon=False, alignment="left")
-    return _save(figure, axes, path)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
 
 
 def _mean_roc(run: Run) -> np.ndarray:
@@ -75,7 +75,7 @@ def _losses(path: Path, corpora: Sequence[Run], outcomes: Sequence[Run]) -> Path
         if title != "notes":
             axes.legend(fontsize=6, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    return _write(figure, path)
+    return _save(figure, path)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -87,12 +87,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _save(figure: Figure, axes: Axes, path: Path) -> Path:
-    axes.spines[["top", "right"]].set_visible(False)
-    return _write(figure, path)
-
-
-def _write(figure: Figure, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150)
     files.write(path, picture.getvalue())
