@@ -1,5 +1,6 @@
 """The command line: one verb, one function, no logic. `jaxlora --help` imports nothing of JAX."""
 
+import dataclasses
 import os
 import re
 import sys
@@ -10,63 +11,147 @@ from ml_collections import config_flags
 
 from jaxlora.errors import UserError, nearest
 
-USAGE = "usage: jaxlora VERB --config=configs/X.py [--config.a.b=v ...] --workdir=DIR"
-
 
 def _demo(flag: flags.FlagValues) -> None:
-    """the whole idea on a generated cohort: notes in, two adapters, a table out  [--base=HF_DIR]"""
+    """the whole idea on a generated cohort: notes in, two adapters, a table out"""
     from jaxlora.demo import demo
 
-    demo(_config(flag), _workdir(flag))
+    demo(flag.config, flag.workdir)
 
 
 def _prepare(flag: flags.FlagValues) -> None:
-    """read tables of notes, split them by patient, write them to DIR for training"""
+    """read tables of notes, split them by patient, write them to the workdir for training"""
     from jaxlora.data.prepare import prepare
 
-    prepare(_config(flag), _workdir(flag))
+    prepare(flag.config, flag.workdir)
 
 
 def _train(flag: flags.FlagValues) -> None:
-    """train the adapters and the head of a config; goes on where DIR stopped"""
+    """train the adapters and the head of a config; goes on where the workdir stopped"""
     from jaxlora.pipeline import train_run
 
-    train_run(_config(flag), _workdir(flag))
+    train_run(flag.config, flag.workdir, flag.allow_base_mismatch)
 
 
 def _evaluate(flag: flags.FlagValues) -> None:
-    """predict a split with the run in DIR and save predictions and metrics  [--split=test --base=HF_DIR]"""
+    """predict a split with the run in the workdir and save predictions and metrics"""
     from jaxlora.pipeline import evaluate_run
 
-    for name, value in evaluate_run(_workdir(flag), flag.split, flag.base or "").items():
+    values = evaluate_run(flag.workdir, flag.split, flag.base, flag.allow_base_mismatch)
+    for name, value in values.items():
         print(f"{name:<16}{value:.4f}" if isinstance(value, float) else f"{name:<16}{value}")
 
 
 def _predict(flag: flags.FlagValues) -> None:
-    """score a table of new notes with the run in DIR  --input=CSV --output=CSV [--id=NAME --text=NAME --base=DIR]"""
+    """score a table of new notes with the run in the workdir"""
     from jaxlora.pipeline import predict_run
 
-    for name in ("input", "output"):
-        if not flag[name].value:
-            raise UserError(f"--{name} is not set; give the table of notes and the table to write")
-    count = predict_run(_workdir(flag), flag.input, flag.output, flag.id, flag.text, flag.base or "")
+    count = predict_run(flag.workdir, flag.input, flag.output, flag.id, flag.text, flag.base, flag.allow_base_mismatch)
     print(f"{count} notes scored in {flag.output}")
 
 
 def _report(flag: flags.FlagValues) -> None:
-    """join every evaluated run under DIR into report.md, report.json and figures"""
+    """join every evaluated run under the workdir into report.md, report.json and figures"""
     from jaxlora.eval.report import report
 
-    print(report(_workdir(flag)))
+    print(report(flag.workdir))
 
 
-VERBS: dict[str, Callable[[flags.FlagValues], None]] = {
-    "demo": _demo,
-    "prepare": _prepare,
-    "train": _train,
-    "evaluate": _evaluate,
-    "predict": _predict,
-    "report": _report,
+def _generate(flag: flags.FlagValues) -> None:
+    """go on with a prompt, or with each text of a table, as the base or the run in the workdir would"""
+    from jaxlora.generation import Sampling, complete_prompt, complete_table
+
+    sampling = Sampling(flag.new_tokens, flag.temperature, flag.top_p, flag.seed)
+    source = (flag.workdir, flag.base, flag.config, flag.allow_base_mismatch)
+    if flag.prompt:
+        print(complete_prompt(flag.prompt, sampling, *source))
+    else:
+        for name in ("input", "output"):
+            if not flag[name].value:
+                raise UserError(f"--{name} is not set; give it, or --prompt")
+        count = complete_table(flag.input, flag.output, flag.text, sampling, *source)
+        print(f"{count} texts written to {flag.output}")
+
+
+def _import_adapter(flag: flags.FlagValues) -> None:
+    """make a run of a PEFT adapter, to train on, to predict with, or to export again"""
+    from jaxlora.exchange import import_adapter
+
+    print(import_adapter(flag.adapter, flag.base, flag.name, flag.workdir, flag.allow_base_mismatch))
+
+
+def _export_adapter(flag: flags.FlagValues) -> None:
+    """write the active adapters of the run in the workdir, as one, to a PEFT directory"""
+    from jaxlora.exchange import export_adapter
+
+    weights = [float(weight) for weight in flag.weights]
+    print(export_adapter(flag.workdir, flag.output, flag.adapters, flag.combine, weights, flag.rank))
+
+
+def _export_model(flag: flags.FlagValues) -> None:
+    """merge the adapters of the run in the workdir into the base, to a Hugging Face directory"""
+    from jaxlora.exchange import export_model
+
+    print(export_model(flag.workdir, flag.output, flag.base, flag.allow_base_mismatch))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag: how it is defined, its default, and the words of `--help`."""
+
+    define: Callable
+    default: object
+    help: str
+
+
+FLAGS = {
+    "workdir": Flag(flags.DEFINE_string, "", "the folder of the run"),
+    "base": Flag(flags.DEFINE_string, "", "the Hugging Face directory of the base, if not the one it was trained with"),
+    "allow_base_mismatch": Flag(flags.DEFINE_boolean, False, "take a base or a tokenizer that it was not trained with"),
+    "split": Flag(flags.DEFINE_string, "test", "the split to evaluate"),
+    "input": Flag(flags.DEFINE_string, "", "a table of notes: CSV, JSON lines or Parquet"),
+    "output": Flag(flags.DEFINE_string, "", "what to write"),
+    "id": Flag(flags.DEFINE_string, "id", "the column that names a note"),
+    "text": Flag(flags.DEFINE_string, "text", "the column of the note"),
+    "prompt": Flag(flags.DEFINE_string, "", "a text to go on with; printed"),
+    "new_tokens": Flag(flags.DEFINE_integer, 128, "tokens to add at most"),
+    "temperature": Flag(flags.DEFINE_float, 0.0, "0 takes the most probable token"),
+    "top_p": Flag(flags.DEFINE_float, 1.0, "sample among the tokens that together have this probability"),
+    "seed": Flag(flags.DEFINE_integer, 0, "of the sampling"),
+    "adapter": Flag(flags.DEFINE_string, "", "the PEFT directory"),
+    "name": Flag(flags.DEFINE_string, "clinical", "what the adapter is called here"),
+    "adapters": Flag(flags.DEFINE_list, [], "which adapters, instead of all active ones"),
+    "combine": Flag(flags.DEFINE_string, "cat", "several to one: cat (exact), linear or svd"),
+    "weights": Flag(flags.DEFINE_list, [], "a weight for each adapter"),
+    "rank": Flag(flags.DEFINE_integer, 0, "of --combine=svd"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One verb: what it runs, the flags it needs, and those it knows beside."""
+
+    run: Callable[[flags.FlagValues], None]
+    needs: tuple[str, ...]
+    knows: tuple[str, ...] = ()
+
+
+_BASE = ("base", "allow_base_mismatch")
+VERBS = {
+    "demo": Verb(_demo, ("config", "workdir"), ("base",)),
+    "prepare": Verb(_prepare, ("config", "workdir"), ("base",)),
+    "train": Verb(_train, ("config", "workdir"), _BASE),
+    "evaluate": Verb(_evaluate, ("workdir",), ("split", *_BASE)),
+    "predict": Verb(_predict, ("workdir", "input", "output"), ("id", "text", *_BASE)),
+    "report": Verb(_report, ("workdir",)),
+    "generate": Verb(
+        _generate,
+        (),
+        "prompt input output text new_tokens temperature top_p seed workdir config".split() + [*_BASE],
+    ),
+    "import-adapter": Verb(_import_adapter, ("adapter", "base", "workdir"), ("name", "allow_base_mismatch")),
+    "export-adapter": Verb(_export_adapter, ("workdir", "output"), ("adapters", "combine", "weights", "rank")),
+    "export-model": Verb(_export_model, ("workdir", "output"), _BASE),
 }
 
 
@@ -81,11 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UserError(f"no verb {verb!r}{nearest(verb, VERBS)}")
         if {"--help", "-h"} & set(arguments):
-            print(f"{USAGE.replace('VERB', verb)}\n  {VERBS[verb].__doc__}")
+            print(_help_of(verb))
             return 0
         flag = parse(arguments)
         _quiet_libraries()
-        VERBS[verb](flag)
+        VERBS[verb].run(flag)
     except UserError as error:
         print(f"jaxlora: {error}", file=sys.stderr)
         return 2
@@ -106,33 +191,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _help() -> str:
-    verbs = "\n".join(f"  {name:<10}{function.__doc__}" for name, function in VERBS.items())
-    return f"{USAGE}\n\n{verbs}\n\nconfigs/ holds one file an experiment; each opens with its exact command."
+    verbs = "\n".join(f"  {name:<16}{verb.run.__doc__}" for name, verb in VERBS.items())
+    return (
+        f"usage: jaxlora VERB --flag=value ...\n\n{verbs}\n\n"
+        "`jaxlora VERB --help` tells a verb's flags. configs/ holds one file an experiment; each opens with its exact "
+        "command."
+    )
+
+
+def _help_of(verb: str) -> str:
+    known = VERBS[verb]
+    lines = [f"usage: jaxlora {verb} {' '.join(_shown(name) for name in known.needs)}".rstrip(), known.run.__doc__]
+    for name in (*known.needs, *known.knows):
+        text = "the experiment, of configs/; --config.a.b=v sets a field" if name == "config" else FLAGS[name].help
+        default = FLAGS[name].default if name != "config" else None
+        lines.append(f"  {_shown(name):<34}{text}{f' ({default})' if default not in (None, '', [], False) else ''}")
+    return "\n".join(lines)
+
+
+def _shown(name: str) -> str:
+    return f"--{name.replace('_', '-')}" + ("" if FLAGS.get(name, FLAGS["workdir"]).default is False else "=...")
 
 
 def parse(arguments: list[str]) -> flags.FlagValues:
     """Reads the arguments from the verb on.
 
     Raises:
-      UserError: a flag, a file or a field of the config that does not exist, or a value of the wrong type.
+      UserError: a flag, a file or a field of the config that does not exist, a value of the wrong type, or a flag that
+        is missing.
     """
-    flag = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True, flag_values=flag)
-    for name, default, text in (
-        ("workdir", None, "the folder that is read and written"),
-        ("base", None, "short for --config.base; of a trained run, where its base lies now"),
-        ("split", "test", "the split to evaluate"),
-        ("input", None, "the table of notes to score"),
-        ("output", None, "the table of scores to write"),
-        ("id", "id", "the column that names a note"),
-        ("text", "text", "the column of the note"),
-    ):
-        flags.DEFINE_string(name, default, text, flag_values=flag)
-    _check_config_exists(arguments)
-    sys.argv = ["jaxlora", *arguments]  # config_flags looks for --config.a.b there and nowhere else
+    verb, flag = VERBS[arguments[0]], flags.FlagValues()
+    has_config = "config" in (*verb.needs, *verb.knows)
+    if has_config:
+        config_flags.DEFINE_config_file("config", None, "the experiment", lock_config=True, flag_values=flag)
+        _check_config_exists(arguments)
+    for name in (*verb.needs, *verb.knows):
+        if name != "config":
+            FLAGS[name].define(name, FLAGS[name].default, FLAGS[name].help, flag_values=flag)
+    sys.argv = ["jaxlora", *map(_underscored, arguments)]  # config_flags looks for --config.a.b there and nowhere else
     try:
         rest = flag(sys.argv)[2:]
-        config = flag.config
+        config = flag.config if has_config else None
         known = getattr(config, "base", None) is not None  # a file that could not be loaded raises here
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
@@ -142,6 +241,10 @@ def parse(arguments: list[str]) -> flags.FlagValues:
         raise UserError(f"--config cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if rest:
         raise UserError(f"unexpected {rest[0]!r}; every argument after the verb is --name=value")
+    for name in verb.needs:
+        if flag[name].value in (None, ""):
+            remedy = "give a file of configs/" if name == "config" else f"it is {FLAGS[name].help}"
+            raise UserError(f"--{name} is not set; {remedy}")
     if config is not None:
         if not known:
             raise UserError("--config: get_config does not return a config made by jaxlora.config.default()")
@@ -149,6 +252,12 @@ def parse(arguments: list[str]) -> flags.FlagValues:
         for field in ("active", "trainable"):
             config[field] = tuple(name for names in config[field] for name in names.split(","))
     return flag
+
+
+def _underscored(argument: str) -> str:
+    """`--top-p=0.9` as absl spells it; the fields of a config are left alone."""
+    name, equals, value = argument.partition("=")
+    return argument if name.startswith("--config") else name.replace("-", "_").replace("__", "--", 1) + equals + value
 
 
 def _unknown_field(arguments: list[str], message: str) -> str:
@@ -175,18 +284,6 @@ def _check_config_exists(arguments: list[str]) -> None:
         folder = os.path.dirname(path) or "."
         present = [name for name in os.listdir(folder) if name.endswith(".py")] if os.path.isdir(folder) else []
         raise UserError(f"--config: no file {path}{nearest(os.path.basename(path), present)}")
-
-
-def _config(flag: flags.FlagValues):
-    if flag.config is None:
-        raise UserError("--config is not set; give a file of configs/")
-    return flag.config
-
-
-def _workdir(flag: flags.FlagValues) -> str:
-    if not flag.workdir:
-        raise UserError("--workdir is not set; give the folder that is to be written")
-    return flag.workdir
 
 
 def _quiet_libraries() -> None:

@@ -27,6 +27,7 @@ def default() -> ConfigDict:
     config.trainable = ()
 
     config.learning_rate = 3e-4
+    config.b_rate = 1.0  # learning rate of every B over that of every A (LoRA+: 16)
     config.batch_size = 16  # packed rows an update, over all devices
     config.epochs = 1
     config.warmup = 0.06  # share of the updates
@@ -45,11 +46,37 @@ def default() -> ConfigDict:
 
 
 def adapter(
-    rank: int, alpha: float, dropout: float = 0.0, targets: tuple[str, ...] = ("q_proj", "v_proj"), workdir: str = ""
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: tuple[str, ...] = ("q_proj", "v_proj"),
+    workdir: str = "",
+    layers: tuple[int, ...] = (),
+    ranks: tuple[tuple[str, int], ...] = (),
+    alphas: tuple[tuple[str, float], ...] = (),
+    rslora: bool = False,
+    dora: bool = False,
+    init: str = "lora",
 ) -> ConfigDict:
-    """Returns the description of one LoRA; `workdir` is the run it is restored from ("" starts it anew)."""
+    """Returns the description of one LoRA, or of its kin; `models/lora_spec.py` says what each field means.
+
+    Args:
+      workdir: the run it is restored from; "" starts it anew.
+    """
     return ConfigDict(
-        {"rank": rank, "alpha": float(alpha), "dropout": float(dropout), "targets": targets, "workdir": workdir}
+        {
+            "rank": rank,
+            "alpha": float(alpha),
+            "dropout": float(dropout),
+            "targets": tuple(targets),
+            "workdir": workdir,
+            "layers": tuple(layers),
+            "ranks": tuple(ranks),
+            "alphas": tuple(alphas),
+            "rslora": rslora,
+            "dora": dora,
+            "init": init,
+        }
     )
 
 

@@ -22,7 +22,9 @@ from jaxlora.data.prepare import MIMIC_TASKS, prepare
 from jaxlora.errors import UserError, one_of
 from jaxlora.eval.report import report
 from jaxlora.interop import huggingface
+from jaxlora.interop.llama_config import read_config
 from jaxlora.models.llama import Llama, LlamaConfig
+from jaxlora.restore import RestoredRun
 
 
 def demo(config: ConfigDict, workdir: str) -> None:
@@ -43,7 +45,7 @@ def demo(config: ConfigDict, workdir: str) -> None:
         one_of("config.demo.tasks", name, MIMIC_TASKS)
     if config.base:
         tokens.Tokenizer(config.base)
-        huggingface.read_config(config.base)
+        read_config(config.base)
     jax.config.update("jax_compilation_cache_dir", str((folder / "compilation_cache").absolute()))
     if not config.base:
         config.base = _make_base(config, folder / "base")
@@ -109,7 +111,7 @@ def _make_base(config: ConfigDict, folder: Path) -> str:
     pretraining.trainable = ("base",)
     pipeline.train_run(pretraining, str(folder / "pretraining"))
     shutil.copy(random / "tokenizer.model", pretrained / "tokenizer.model")
-    huggingface.save(pretrained, pipeline.restore_model(str(folder / "pretraining")))
+    huggingface.save(pretrained, RestoredRun(str(folder / "pretraining")).model)
     return str(pretrained)
 
 

@@ -1,8 +1,9 @@
 """Names decide what is trained.
 
-Every parameter is in exactly one partition: `base`, `adapter/<name>` or `head`. A list of patterns names the trainable
-partitions; from these names follow, here and once, the (train, frozen) split of the step and with it the optimizer
-state, the same decision as an optax mask, what a checkpoint stores, and the table printed at start.
+Every parameter is in exactly one partition: `base`, `adapter/<name>`, `initial/<name>` (what an adapter that starts
+from the base's weights subtracts, see PiSSA in `models/lora.py`; never trained) or `head`. A list of patterns names
+the trainable partitions; from these names follow, here and once, the (train, frozen) split of the step and with it the
+optimizer state, the same decision as an optax mask, what a checkpoint stores, and the table printed at start.
 
 A pattern is a partition (`head`, `adapter/clinical`), an adapter's bare name (`clinical`), or a wildcard
 (`adapter/*`).
@@ -23,7 +24,8 @@ def partition_of(path: tuple[str, ...]) -> str:
     if path[0] == "head":
         return "head"
     if "adapters" in path:
-        return "adapter/" + path[path.index("adapters") + 1]
+        name, leaf = path[path.index("adapters") + 1 :][:2]
+        return f"initial/{name}" if leaf == "initial" else f"adapter/{name}"
     return "base"
 
 
@@ -38,7 +40,8 @@ def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozense
     Raises:
       UserError: a pattern matches no partition of the model, or there is no pattern.
     """
-    present, chosen = partitions(model), set()
+    present = [name for name in partitions(model) if not name.startswith("initial/")]
+    chosen = set()
     for pattern in patterns:
         matched = fnmatch.filter(present, pattern) + fnmatch.filter(present, f"adapter/{pattern}")
         if not matched:
@@ -52,7 +55,8 @@ def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozense
 def stored_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozenset[str]:
     """Returns the partitions that a checkpoint of the run holds: all but the base, and the base too where it is
     trained."""
-    return frozenset(partitions(model)) - {"base"} | trainable_partitions(model, patterns)
+    trained = trainable_partitions(model, patterns) if patterns else frozenset()
+    return frozenset(partitions(model)) - {"base"} | trained
 
 
 def mask(model: nnx.Module, patterns: Sequence[str]) -> nnx.State:
@@ -75,9 +79,14 @@ def split(model: nnx.Module, patterns: Sequence[str]) -> tuple[nnx.GraphDef, nnx
     return nnx.split(model, lambda path, _: partition_of(path) in chosen, ...)
 
 
+def items(state: nnx.State, chosen: Sequence[str]) -> list[tuple[tuple[str, ...], nnx.Variable]]:
+    """Returns (path, parameter) of what lies in the partitions `chosen` of a model's state."""
+    return [(path, leaf) for path, leaf in nnx.to_flat_state(state) if partition_of(path) in chosen]
+
+
 def select(state: nnx.State, chosen: Sequence[str]) -> nnx.State:
     """Returns the part of a model's state that lies in the partitions `chosen`."""
-    return nnx.from_flat_state([(p, leaf) for p, leaf in nnx.to_flat_state(state) if partition_of(p) in chosen])
+    return nnx.from_flat_state(items(state, chosen))
 
 
 def table(model: nnx.Module, active: Sequence[str], patterns: Sequence[str]) -> str:
@@ -89,6 +98,6 @@ def table(model: nnx.Module, active: Sequence[str], patterns: Sequence[str]) -> 
         counts[name] = counts.get(name, 0) + sum(math.prod(x.shape) for x in jax.tree.leaves(leaf))
     lines = [f"{'partition':<24}{'parameters':>16}  active  trainable"]
     for name, count in sorted(counts.items()):
-        is_active = name in ("base", "head") or name.removeprefix("adapter/") in active
+        is_active = name in ("base", "head") or name.split("/")[1] in active
         lines.append(f"{name:<24}{count:>16,}  {'yes' if is_active else 'no':<6}  {'yes' if name in chosen else 'no'}")
     return "\n".join(lines)

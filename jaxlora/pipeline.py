@@ -20,9 +20,9 @@ from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
 from jaxlora.errors import UserError, one_of
 from jaxlora.eval import metrics
 from jaxlora.eval.predict import make_predict_step, predict
-from jaxlora.eval.predictions import Predictions
 from jaxlora.interop import huggingface
-from jaxlora.models.llama import Llama
+from jaxlora.interop.llama_config import read_config
+from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import adapter_specs, assemble
 from jaxlora.train.loop import fit
@@ -30,8 +30,11 @@ from jaxlora.train.mesh import make_mesh, start_distributed
 from jaxlora.train.objective import Objective, balanced_weights
 
 
-def train_run(config: ConfigDict, workdir: str) -> None:
+def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False) -> None:
     """Trains one row: `WORKDIR/config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`; resumes what is there.
+
+    Args:
+      allow_base_mismatch: starts from adapters that were trained on another base.
 
     Raises:
       UserError: a field of the config that is missing or wrong, or one that differs from the run to be resumed.
@@ -53,12 +56,12 @@ def train_run(config: ConfigDict, workdir: str) -> None:
             f"config.batch_size is {config.batch_size}; it must be a multiple of the {mesh.shape['data']} data by "
             f"{mesh.shape['fsdp']} fsdp devices"
         )
-    specs = adapter_specs(config)
+    specs = adapter_specs(config, read_config(config.base).layers)
     tokenizer = Tokenizer(config.base)
     notes = _tokenized(config, prepared, "train", tokenizer)
     held_out = _tokenized(config, prepared, "validation", tokenizer) if prepared.splits.get("validation") else None
     # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
-    model = assemble(config, labels, mesh, fresh=not resumed)
+    model = assemble(config, labels, mesh, not resumed, allow_base_mismatch)
     print(partition.table(model, config.active, config.trainable))
 
     weights = ()
@@ -103,11 +106,14 @@ def _validation(
     return validate
 
 
-def evaluate_run(workdir: str, split: str = "test", base: str = "") -> dict[str, float]:
+def evaluate_run(
+    workdir: str, split: str = "test", base: str = "", allow_base_mismatch: bool = False
+) -> dict[str, float]:
     """Predicts a split with a trained run, saves `predictions-SPLIT.npz`, and `metrics-SPLIT.json` from that file.
 
     Args:
       base: where the base lies now, if not where it was trained.
+      allow_base_mismatch: takes a base that the run was not trained with.
 
     Returns:
       The metrics.
@@ -115,7 +121,7 @@ def evaluate_run(workdir: str, split: str = "test", base: str = "") -> dict[str,
     Raises:
       UserError: `workdir` is no trained run, its base or tokenizer has changed, or the dataset has no such split.
     """
-    run = _Restored(workdir, base)
+    run = RestoredRun(workdir, base, allow_base_mismatch)
     prepared = builders.load(run.config.data.dir, run.config.data.name)
     if (prepared.task.kind, prepared.task.labels) != (run.kind, run.labels):
         raise UserError(f"dataset {prepared.task.name}: {workdir} was trained with other labels; prepare it as it was")
@@ -128,7 +134,15 @@ def evaluate_run(workdir: str, split: str = "test", base: str = "") -> dict[str,
     return values
 
 
-def predict_run(workdir: str, table: str, output: str, id_column: str, text_column: str, base: str = "") -> int:
+def predict_run(
+    workdir: str,
+    table: str,
+    output: str,
+    id_column: str,
+    text_column: str,
+    base: str = "",
+    allow_base_mismatch: bool = False,
+) -> int:
     """Scores the notes of a table with a trained classification run.
 
     Writes a CSV: `row` (of the table), `id` (keyed, with the key in `WORKDIR/id.key`), and the probability of each
@@ -136,7 +150,7 @@ def predict_run(workdir: str, table: str, output: str, id_column: str, text_colu
 
     Args:
       table: a CSV, JSON-lines or Parquet file. output: the CSV to write.
-      base: as in `evaluate_run`.
+      base, allow_base_mismatch: as in `evaluate_run`.
 
     Returns:
       How many notes were scored.
@@ -144,7 +158,7 @@ def predict_run(workdir: str, table: str, output: str, id_column: str, text_colu
     Raises:
       UserError: a missing column, a note without text, or a run that has no head.
     """
-    run = _Restored(workdir, base)
+    run = RestoredRun(workdir, base, allow_base_mismatch)
     if run.kind == "lm":
         raise UserError(f"--workdir: {workdir} is a language-model run and has no head; give a downstream run")
     key = examples.load_key(workdir)
@@ -165,53 +179,11 @@ def predict_run(workdir: str, table: str, output: str, id_column: str, text_colu
     return len(rows)
 
 
-def restore_model(workdir: str) -> Llama:
-    """Returns the model of a trained run, with the parameters of its best (or last, see `config.select`) checkpoint.
-
-    Raises:
-      UserError: as `evaluate_run`.
-    """
-    return _Restored(workdir).model
-
-
-class _Restored:
-    """A trained run, ready to predict."""
-
-    def __init__(self, workdir: str, base: str = ""):
-        start_distributed()
-        self.config = checkpoint.read_config(workdir)
-        self.config.base = base or self.config.base
-        checkpoints = checkpoint.Checkpoints(workdir)
-        try:
-            step = checkpoints.choose(self.config.select)
-            metadata = checkpoints.metadata(step)
-            self.tokenizer = Tokenizer(self.config.base)
-            found = {"base": huggingface.fingerprint(self.config.base), "tokenizer": self.tokenizer.fingerprint}
-            checkpoint.check_belongs(workdir, metadata, found)
-            self.kind, self.labels = metadata["kind"], tuple(metadata["labels"])
-            self.mesh = make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)
-            model = assemble(self.config, len(self.labels), self.mesh, fresh=False)
-            definition, state = nnx.split(model)
-            stored = partition.stored_partitions(model, self.config.trainable)
-            kept = checkpoints.restore_model(step, partition.select(state, stored))
-        finally:
-            checkpoints.close()
-        frozen = partition.select(state, set(partition.partitions(model)) - stored)
-        self.model = nnx.merge(definition, nnx.merge_state(kept, frozen))
-
-    def predict(self, notes: TokenizedNotes) -> Predictions:
-        definition, state = nnx.split(self.model)
-        objective = Objective(self.kind, tuple(self.config.active), loss_chunk=self.config.loss_chunk)
-        batches = Batches(notes, self.config.data.length, self.config.batch_size, seed=None)
-        step = make_predict_step(definition, objective, self.mesh)
-        return predict(step, state, batches, self.kind, self.labels, self.mesh)
-
-
 def _tokenized(config: ConfigDict, prepared: builders.Prepared, split: str, tokenizer: Tokenizer) -> TokenizedNotes:
     source = prepared.split(split)
     with tqdm(total=len(source), desc=f"tokenizing {split}", unit="note", leave=False) as bar:
         notes = tokenize(source, tokenizer, config.data.length, config.data.long_notes, bar.update)
-    vocab = huggingface.read_config(config.base).vocab
+    vocab = read_config(config.base).vocab
     if len(notes.tokens) and notes.tokens.max() >= vocab:
         raise UserError(
             f"config.base: {config.base} has a tokenizer of more pieces than the model's {vocab}; copy it again"

@@ -1,5 +1,6 @@
 """The command line: quick help, and one line for every mistake."""
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -31,7 +32,7 @@ def test_help_lists_each_verb_in_a_line_and_takes_less_than_a_second():
     assert seconds_of_children() - before < 1
     assert (result.returncode, result.stderr) == (0, "")
     lines = [line.split() for line in result.stdout.splitlines() if line.startswith("  ")]
-    assert [line[0] for line in lines] == ["demo", "prepare", "train", "evaluate", "predict", "report"]
+    assert [line[0] for line in lines] == list(cli.VERBS)
     assert all(len(line) > 4 for line in lines)
 
 
@@ -49,7 +50,11 @@ def test_no_arguments_is_help(small, capsys):
 
 def test_the_help_of_a_verb_names_its_flags(small, capsys):
     assert small.run("predict", "--help") == 0
-    assert "--input=CSV --output=CSV [--id=NAME --text=NAME --base=DIR]" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith("usage: jaxlora predict --workdir=... --input=... --output=...\n")
+    assert [line.split()[0].split("=")[0] for line in told.splitlines()[2:]] == [
+        *("--workdir", "--input", "--output", "--id", "--text", "--base", "--allow-base-mismatch")
+    ]
 
 
 def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
@@ -62,7 +67,7 @@ def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
     ("arguments", "message"),
     [
         (["evalaute"], "no verb 'evalaute'; did you mean 'evaluate'?"),
-        (["x"], "no verb 'x'; valid: demo, evaluate, predict, prepare, report, train"),
+        (["x"], "no verb 'x'; valid: demo, evaluate, export-adapter, "),
         (["train", "--wrokdir=x", TABLE], "'wrokdir'. Did you mean: workdir"),
         (["train", "x", TABLE], "unexpected 'x'"),
         (["train", "--config=configs/tabel.py"], "--config: no file configs/tabel.py; did you mean 'table.py'?"),
@@ -79,6 +84,14 @@ def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
         (["train", TABLE, "--config.learning_rate=fast"], "--config.learning_rate=fast"),
         (["train", "--workdir=x"], "--config is not set"),
         (["train", TABLE], "--workdir is not set"),
+        (["train", TABLE, "--workdir=x", "--output=y"], "Unknown command line flag 'output'"),
+        (["generate", "--new-tokens=x"], "--new_tokens=x"),
+        (["generate", "--prompt=a"], "--base is not set; give it, or the --workdir of a run"),
+        (["generate", "--input=x.csv"], "--output is not set; give it, or --prompt"),
+        (["generate", "--prompt=a", "--base=x", "--top-p=0"], "--top-p is 0.0; it must be above 0 and at most 1"),
+        (["import-adapter", "--base=x", "--workdir=y"], "--adapter is not set"),
+        (["export-adapter", "--workdir=/nowhere", "--output=y"], "/nowhere has no config.json"),
+        (["export-model", "--workdir=x"], "--output is not set"),
         (["evaluate"], "--workdir is not set"),
         (["report"], "--workdir is not set"),
         (["report", "--workdir=gs://bucket/run"], "gs://bucket/run is in a bucket"),
@@ -130,11 +143,14 @@ def test_a_config_file_that_is_wrong(tmp_path, refused, text, message):
         ("mesh.fsdp=7", "config.mesh: "),
         ("adapters.clinical.rank=0", "config.adapters.clinical.rank is 0"),
         ("adapters.clinical.dropout=1.0", "config.adapters.clinical.dropout is 1.0"),
-        ("adapters.clinical.targets=('q_prj',)", "targets: 'q_prj' is no layer; did you mean 'q_proj'?"),
+        (
+            "adapters.clinical.targets=('q_prj',)",
+            "targets: 'q_prj' matches no layer; valid are q_proj, k_proj, v_proj, o_proj, gate_proj",
+        ),
         ("active=clincal", "config.active: no adapter 'clincal' in config.adapters; did you mean 'clinical'?"),
         ("trainable=clincal", "config.trainable: 'clincal' matches no partition; did you mean 'adapter/clinical'?"),
         ("trainable=head", "config.trainable: 'head' matches no partition"),
-        ("base=/nowhere", "config.base: /nowhere has no tokenizer"),
+        ("base=/nowhere", "config.base: no /nowhere/config.json"),
     ],
 )
 def test_a_field_with_a_wrong_value(small, tmp_path, refused, flag, message):
@@ -148,11 +164,11 @@ def test_a_workdir_that_is_a_file(small, refused):
 
 
 def test_base_is_short_for_config_base():
-    assert cli.parse(["train", TABLE, "--base=there"]).config.base == "there"
+    assert cli.parse(["train", TABLE, "--base=there", "--workdir=x"]).config.base == "there"
 
 
 def test_several_names_make_a_tuple():
-    config = cli.parse(["train", TABLE, "--config.trainable=clinical,head"]).config
+    config = cli.parse(["train", TABLE, "--config.trainable=clinical,head", "--workdir=x"]).config
     assert config.trainable == ("clinical", "head")
 
 
@@ -160,7 +176,7 @@ def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.VERBS, "report", interrupted)
+    monkeypatch.setitem(cli.VERBS, "report", dataclasses.replace(cli.VERBS["report"], run=interrupted))
     assert cli.main(["jaxlora", "report", "--workdir=x"]) == 130
     assert "Traceback" not in capsys.readouterr().err
 
@@ -169,7 +185,7 @@ def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
     def broken(_):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.VERBS, "report", broken)
+    monkeypatch.setitem(cli.VERBS, "report", dataclasses.replace(cli.VERBS["report"], run=broken))
     with pytest.raises(ZeroDivisionError):
         cli.main(["jaxlora", "report", "--workdir=x"])
 

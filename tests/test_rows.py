@@ -11,7 +11,7 @@ from flax import nnx
 from jaxlora import partition
 from jaxlora.config import default
 from jaxlora.errors import UserError
-from jaxlora.models.lora import LoraSpec
+from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.rows import ROWS, TABLE, set_row, title_of
 from jaxlora.train.mesh import make_mesh
 from jaxlora.train.objective import Objective

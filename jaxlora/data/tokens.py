@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,10 +14,16 @@ _BATCH = 256
 
 
 class Tokenizer:
-    """Encodes text as LLaMA does: one BOS, then the pieces, no EOS (paper section 1.2).
+    """Encodes text as LLaMA does: one BOS, then the pieces, no EOS (paper section 1.2); Qwen2 has no BOS.
 
     A directory with `tokenizer.json` is read as it is. With a SentencePiece `tokenizer.model` alone, transformers 5's
-    automatic choice drops the leading-space piece, so the LLaMA class is named here.
+    automatic choice drops the leading-space piece, so the LLaMA class is named here. PMC-LLaMA and MedLLaMA name no
+    special tokens, or empty ones; there they are the SentencePiece model's own, <s> and </s>.
+
+    Attributes:
+      bos, eos: ids, or None.
+      vocab: number of pieces.
+      fingerprint: of the tokenizer's file.
 
     Raises:
       UserError: the directory holds neither file, or the file is damaged.
@@ -33,23 +40,46 @@ class Tokenizer:
             raise UserError(f"config.base: {directory} has no tokenizer.json and no tokenizer.model")
         if not path.stat().st_size:  # SentencePiece reads it as a model without pieces
             raise UserError(f"{path} is empty; copy it again")
-        kind = AutoTokenizer if path.name == "tokenizer.json" else LlamaTokenizer
+        kind, repairs = AutoTokenizer, {}
         try:
-            if kind is LlamaTokenizer:  # which takes a model that is cut short between two pieces
-                sentencepiece.SentencePieceProcessor(model_file=str(path))
-            self._tokenizer = kind.from_pretrained(directory, local_files_only=True)
+            if path.name == "tokenizer.model":
+                # Read apart: LlamaTokenizer takes a model that is cut short between two pieces.
+                pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+                kind, repairs = LlamaTokenizer, _repairs(directory, pieces)
+            self._tokenizer = kind.from_pretrained(directory, local_files_only=True, **repairs)
         except Exception as error:  # the reader of either format raises whatever its parser raises
             raise UserError(f"{path} is not a readable tokenizer ({type(error).__name__}); copy it again") from None
-        self.bos = self._tokenizer.bos_token_id
-        if self.bos is None:
-            raise UserError(f"{path} has no BOS token; a LLaMA tokenizer has one")
+        self.bos, self.eos = self._special("bos_token", "<s>"), self._special("eos_token", "</s>")
         self.vocab = len(self._tokenizer)
         self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text, BOS first; a note that spells "</s>" has its characters, and not an EOS."""
         encoded = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        return [[self.bos, *row] for row in encoded["input_ids"]]
+        first = [] if self.bos is None else [self.bos]
+        return [[*first, *row] for row in encoded["input_ids"]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of some ids, special tokens left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _special(self, role: str, usual: str) -> int | None:
+        """The id of a special token: the one that the tokenizer names, else `usual` where that is a special token."""
+        name = getattr(self._tokenizer, role)
+        return self._tokenizer.get_vocab().get(name) if name else self._tokenizer.get_added_vocab().get(usual)
+
+
+def _repairs(directory: Path, pieces) -> dict[str, str]:
+    """The special tokens that the directory leaves empty, as the SentencePiece model has them."""
+    path = directory / "tokenizer_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    own = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
+    found = {}
+    for role, number in own.items():
+        token = named.get(role)
+        if not (token.get("content") if isinstance(token, dict) else token) and number >= 0:
+            found[role] = pieces.id_to_piece(number)
+    return found
 
 
 def train_tokenizer(texts: Sequence[str], directory: str | Path, vocab: int) -> None:
@@ -125,7 +155,7 @@ def tokenize(
     for start in range(0, len(source), _BATCH):
         batch = [source[i] for i in range(start, min(start + _BATCH, len(source)))]
         for number, row in enumerate(tokenizer.encode([example["text"] for example in batch]), start):
-            for piece in _pieces(row, length, long_notes):
+            for piece in _pieces(row, length, long_notes, 0 if tokenizer.bos is None else 1):
                 pieces.append(np.asarray(piece, dtype))
                 notes.append(number)
         ids += [example["id"] for example in batch]
@@ -141,8 +171,8 @@ def tokenize(
     return TokenizedNotes(tokens, offsets, np.asarray(notes), np.asarray(ids), np.asarray(patients), labels)
 
 
-def _pieces(ids: list[int], length: int, long_notes: str) -> list[list[int]]:
+def _pieces(ids: list[int], length: int, long_notes: str, bos: int) -> list[list[int]]:
     if long_notes == "truncate" or len(ids) <= length:
         return [ids[:length]]
-    bos, rest = ids[0], ids[1:]
-    return [[bos, *rest[i : i + length - 1]] for i in range(0, len(rest), length - 1)]
+    first, rest = ids[:bos], ids[bos:]
+    return [[*first, *rest[i : i + length - bos]] for i in range(0, len(rest), length - bos)]

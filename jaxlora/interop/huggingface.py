@@ -1,112 +1,110 @@
-"""LLaMA directories of Hugging Face: config.json and safetensors, in and out. No pickle is ever loaded."""
+"""LLaMA directories of Hugging Face: the base in, streamed to its devices, and a base out."""
 
+import collections
+import functools
 import hashlib
-import json
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxlora import files
 from jaxlora.errors import UserError
-from jaxlora.models.llama import Llama, LlamaConfig
+from jaxlora.interop.llama_config import read_config, to_json
+from jaxlora.interop.tensors import TensorFiles, model_files
+from jaxlora.models.llama import Llama
+from jaxlora.models.lora_spec import module_name
 
-_BLOCK_TENSORS = {
-    ("attention_norm", "scale"): "input_layernorm",
-    ("mlp_norm", "scale"): "post_attention_layernorm",
-    **{(name, "kernel"): f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
-    **{(name, "kernel"): f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+_ALONE = {
+    ("embedding",): "model.embed_tokens.weight",
+    ("norm", "scale"): "model.norm.weight",
+    ("lm_head",): "lm_head.weight",
+    ("head", "kernel"): "score.weight",
 }
+_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+# Old LLaMA files hold the rotary frequencies; a tied model and one with a head need no lm_head; a head is no base.
+_NEEDLESS = (".rotary_emb.inv_freq", "lm_head.weight", "score.weight")
+_READERS = 8
+_AHEAD = 200_000_000  # bytes read ahead of the devices
+_SMALL = 50_000_000  # bytes, in float32, of a parameter that is stacked on the host
+
+Path_ = tuple[str, ...]
 
 
-def read_config(directory: str | Path) -> LlamaConfig:
-    """Reads config.json.
-
-    Raises:
-      UserError: no such file, not JSON, a missing field, or a feature that this model does not compute.
-    """
-    path = _config_path(directory)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raw = None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} is not a JSON object; download it again")
-    rope_field = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-    rope = raw.get(rope_field) or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{path}: {rope_field} is not an object; download it again")
-    unsupported = {
-        "model_type": raw.get("model_type") != "llama",
-        "hidden_act": raw.get("hidden_act", "silu") != "silu",
-        "attention_bias": bool(raw.get("attention_bias")),
-        "mlp_bias": bool(raw.get("mlp_bias")),
-        rope_field: rope.get("rope_type", rope.get("type", "default")) != "default",
-    }
-    for field, wrong in unsupported.items():
-        if wrong:
-            raise UserError(f"{path}: {field} = {raw.get(field)!r} is not supported; this is not a plain LLaMA")
-    try:
-        heads, embed = int(raw["num_attention_heads"]), int(raw["hidden_size"])
-        kv_heads = int(raw.get("num_key_value_heads") or heads)
-        if heads % kv_heads:
-            raise UserError(f"{path}: {heads} heads are no multiple of {kv_heads} key-value heads; download it again")
-        return LlamaConfig(
-            vocab=int(raw["vocab_size"]),
-            embed=embed,
-            mlp=int(raw["intermediate_size"]),
-            layers=int(raw["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=int(raw.get("head_dim") or embed // heads),
-            rms_epsilon=float(raw["rms_norm_eps"]),
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-            tied=raw.get("tie_word_embeddings", False),
-        )
-    except KeyError as missing:
-        raise UserError(f"{path} has no field {missing}; it is not the config.json of a LLaMA") from None
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise UserError(f"{path}: a size is no number; this is no config.json of a LLaMA, download it again") from None
+def tensor_names(path: Path_, layers: int) -> list[str]:
+    """Returns the names of the tensors that make up the parameter at `path`, one a layer, or one alone."""
+    if path[0] != "blocks":
+        return [_ALONE[path]]
+    _, part, leaf = path
+    if part in _NORMS:
+        return [f"model.layers.{i}.{_NORMS[part]}.weight" for i in range(layers)]
+    suffix = {"kernel": "weight", "bias": "bias"}[leaf]
+    return [f"{module_name(part, i)}.{suffix}" for i in range(layers)]
 
 
-def load_base(directory: str | Path, model: Llama, shardings: nnx.State, progress: Callable[[str], None]) -> nnx.State:
+def load_base(
+    directory: str | Path,
+    model: Llama,
+    shardings: Mapping[Path_, NamedSharding],
+    progress: Callable[[int], None] = lambda _: None,
+) -> nnx.State:
     """Reads the base weights from a Hugging Face directory, each device shard straight from its slices of the files.
+
+    Slices are read in parallel, some 200 MB ahead of the devices; beside that the host holds one tensor at a time. A
+    kernel's layers are written one by one into its stack on the devices, transposed there.
 
     Args:
       directory: with `model.safetensors`, or `model.safetensors.index.json` and the files it names.
-      model: the (abstract) model; its base parameters give shapes and dtypes.
-      shardings: a sharding for each base parameter, in the form of the base state.
-      progress: called with the name of each tensor as it is read.
+      model: the (abstract) model; its parameters give shapes and dtypes.
+      shardings: a sharding for each parameter to load: the base's, or also the head's, of a merged model.
+      progress: called with the bytes of each tensor as it is on the devices.
 
     Returns:
-      The state of the base partition, on the devices.
+      The state of those parameters, on the devices.
 
     Raises:
-      UserError: a missing, truncated or damaged file, a missing tensor, or one of another shape.
+      UserError: a missing, truncated or damaged file; a tensor that is missing, of another shape, not expected, or
+        holds NaN or infinity.
     """
-    files = _Tensors(directory)
-    loaded = []
-    for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        if path not in shardings:
-            continue
-        names = _tensor_names(path, model.config.layers)
-        progress(".".join(path))
-        stacked, transposed = path[0] == "blocks", path[-1] == "kernel" or path[-1] == "lm_head"
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        for name in names:
-            files.check(name, shape[::-1] if transposed else shape)
+    source = model_files(directory)
+    leaves = {path: leaf for path, leaf in nnx.to_flat_state(nnx.state(model)) if path in shardings}
+    names = {path: tensor_names(path, model.config.layers) for path in leaves}
+    for path, leaf in leaves.items():
+        for name in names[path]:
+            source.check(name, _stored_shape(path, leaf.shape), "config.json")
+    expected = {name for every in names.values() for name in every}
+    for name in source.names:
+        if name not in expected and not name.endswith(_NEEDLESS):
+            raise UserError(
+                f"{source.where[name]}: tensor {name!r} has no place in the model that config.json makes; "
+                "download both again"
+            )
+    jobs = [(path, name) for path in leaves for name in names[path]]
+    parts = _read_ahead(source, [(name, _stored(path, shardings[path])) for path, name in jobs])
+    loaded, finite = {}, {}
+    for path, leaf in leaves.items():
+        place = _place_on_host if math.prod(leaf.shape) * 4 <= _SMALL else _place_on_devices
+        shards = ((name, next(parts)) for name in names[path])
+        value, found = place(path, leaf, shardings[path], shards, lambda name: progress(source.bytes(name)))
+        loaded[path] = leaf.replace(value)
+        finite |= found
+    for name, is_finite in finite.items():
+        if not is_finite:
+            raise UserError(f"{source.where[name]}: tensor {name!r} holds NaN or infinity; download it again")
+    return nnx.from_flat_state(list(loaded.items()))
 
-        def shard(index, names=names, stacked=stacked, transposed=transposed, dtype=leaf.dtype):
-            layers, within = (names[index[0]], index[1:]) if stacked else (names, index)
-            parts = [files.read(name, within[::-1] if transposed else within) for name in layers]
-            parts = [(part.T if transposed else part).astype(dtype) for part in parts]
-            return np.stack(parts) if stacked else parts[0]
 
-        loaded.append((path, leaf.replace(jax.make_array_from_callback(leaf.shape, shardings[path], shard))))
-    return nnx.from_flat_state(loaded)
+def base_bytes(directory: str | Path) -> int:
+    """Returns the size of the tensors in a directory."""
+    source = model_files(directory)
+    return sum(source.bytes(name) for name in source.names)
 
 
 def save(directory: str | Path, model: Llama) -> None:
@@ -115,117 +113,139 @@ def save(directory: str | Path, model: Llama) -> None:
     The adapters are left out. The tokenizer's files are the caller's to add; BOS is 1 and EOS 2, as in every LLaMA
     with a SentencePiece tokenizer.
     """
-    directory, c = Path(directory), model.config
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    from safetensors.numpy import save as to_bytes
+
+    directory, tensors = Path(directory), {}
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         if path[0] == "head" or "adapters" in path:
             continue
         value = np.asarray(leaf[...])
-        for i, name in enumerate(names := _tensor_names(path, c.layers)):
-            part = value[i] if len(names) > 1 or path[0] == "blocks" else value
+        for i, name in enumerate(tensor_names(path, model.config.layers)):
+            part = value[i] if path[0] == "blocks" else value
             tensors[name] = np.ascontiguousarray(part.T if path[-1] in ("kernel", "lm_head") else part)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": c.vocab,
-        "hidden_size": c.embed,
-        "intermediate_size": c.mlp,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "rms_norm_eps": c.rms_epsilon,
-        "rope_theta": c.rope_theta,
-        "hidden_act": "silu",
-        "tie_word_embeddings": c.tied,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": str(np.dtype(c.dtype)),
-    }
-    (directory / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    files.write(directory / "model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
+    files.write_json(directory / "config.json", to_json(model.config))
 
 
 def fingerprint(directory: str | Path) -> str:
-    """Returns a digest of the base: the shape in config.json, and name, shape, dtype and first bytes of every tensor.
+    """Returns a digest of the base: the shape in config.json, and of every tensor its name, shape, dtype and up to 64
+    whole rows, evenly spaced.
 
-    An adapter belongs to the base it was trained on; a checkpoint carries this digest to say which.
+    An adapter belongs to the base it was trained on; a checkpoint carries this digest to say which. It tells one model
+    from another, and is no checksum against damage: a change between the rows goes unseen.
     """
-    digest = hashlib.sha256(repr(read_config(directory)).encode())
-    files = _Tensors(directory)
-    for name in sorted(files.where):
-        part = files.slice(name)
-        first = part[tuple(slice(0, 8) for _ in part.get_shape())]
-        digest.update(f"{name}{part.get_shape()}{part.get_dtype()}".encode() + first.tobytes())
+    return _fingerprint(os.path.realpath(directory), _state_of(Path(directory)))
+
+
+@functools.lru_cache(maxsize=8)
+def _fingerprint(directory: str, _: tuple) -> str:
+    digest, source = hashlib.sha256(repr(read_config(directory)).encode()), model_files(directory)
+
+    def rows(name: str) -> bytes:
+        count = source.shape(name)[0] if source.shape(name) else 0
+        spaced = sorted({round(i) for i in np.linspace(0, count - 1, min(count, 64))})
+        return b"".join(source.read(name, (slice(i, i + 1),)).tobytes() for i in spaced)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for name, content in zip(source.names, pool.map(rows, source.names), strict=True):
+            digest.update(f"{name}{list(source.shape(name))}{source.dtype(name)}".encode() + content)
     return digest.hexdigest()[:16]
 
 
-class _Tensors:
-    """The tensors of a directory's safetensors files, read slice by slice."""
-
-    def __init__(self, directory: str | Path):
-        directory = Path(directory)
-        _config_path(directory)
-        index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
-        if index.exists():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-                outside = any(Path(name).name != name or name in ("", "..") for name in names)
-            except (ValueError, KeyError, AttributeError, TypeError):
-                names = []
-            if not names:
-                raise UserError(f"{index} is damaged; download it again")
-            if outside:
-                raise UserError(f"{index} names a file outside its directory; refuse it")
-            paths = [directory / name for name in names]
-        elif single.exists():
-            paths = [single]
-        elif list(directory.glob("*.bin")):
-            raise UserError(f"{directory} has only .bin (pickle) weights; convert them to safetensors first")
-        else:
-            raise UserError(f"{directory} has no model.safetensors; give the directory of a Hugging Face LLaMA")
-        self.where, self.handles = {}, {}
-        for path in paths:
-            if not path.exists():
-                raise UserError(f"{path} is missing although {index.name} names it; download it again")
-            try:
-                handle = safe_open(path, framework="numpy")
-            except (SafetensorError, OSError):
-                raise UserError(f"{path} is truncated or not a safetensors file; download it again") from None
-            self.where.update(dict.fromkeys(handle.keys(), path))
-            self.handles[path] = handle
-
-    def slice(self, name: str):
-        if name not in self.where:
-            raise UserError(f"{next(iter(self.handles)).parent} has no tensor {name!r}; it does not fit config.json")
-        return self.handles[self.where[name]].get_slice(name)
-
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        found = tuple(self.slice(name).get_shape())
-        if found != tuple(shape):
-            raise UserError(f"{self.where[name]}: tensor {name!r} is {list(found)}, config.json makes it {list(shape)}")
-
-    def read(self, name: str, index: tuple) -> np.ndarray:
-        return self.slice(name)[index]
+def _state_of(directory: Path) -> tuple:
+    """What changes when a file of the directory does."""
+    kept = [path for path in sorted(directory.glob("*")) if path.suffix in (".json", ".safetensors")]
+    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in kept)
 
 
-def _config_path(directory: str | Path) -> Path:
-    path = Path(directory) / "config.json"
-    if not path.exists():
-        raise UserError(f"config.base: no {path}; give the directory of a Hugging Face LLaMA")
-    return path
+def _stored_shape(path: Path_, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one tensor in the file: without the layer axis, a kernel transposed."""
+    shape = shape[1:] if path[0] == "blocks" else shape
+    return shape if path[0] == "embedding" else shape[::-1]
 
 
-def _tensor_names(path: tuple[str, ...], layers: int) -> list[str]:
-    if path[0] == "blocks":
-        return [f"model.layers.{i}.{_BLOCK_TENSORS[path[1:]]}.weight" for i in range(layers)]
-    return [
-        {
-            ("embedding",): "model.embed_tokens.weight",
-            ("norm", "scale"): "model.norm.weight",
-            ("lm_head",): "lm_head.weight",
-        }[path]
-    ]
+def _stored(path: Path_, placed: NamedSharding) -> NamedSharding:
+    """Where the axes of one tensor of the file lie, so that each device reads what it will hold."""
+    axes = tuple(placed.spec)[1:] if path[0] == "blocks" else tuple(placed.spec)
+    return NamedSharding(placed.mesh, PartitionSpec(*(axes if path[0] == "embedding" else axes[::-1])))
+
+
+def _place_on_devices(path, leaf, placed, shards, done) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Writes the tensors of a parameter one by one into their place; gives it, and whether each tensor is finite."""
+    stacked, stored = path[0] == "blocks", _stored(path, placed)
+    turn = _turn(path[0] != "embedding", jnp.dtype(leaf.dtype).name, _of_layer(placed) if stacked else placed)
+    value = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=placed)(leaf.shape, leaf.dtype) if stacked else None
+    finite = {}
+    for number, (name, parts) in enumerate(shards):
+        shape = _stored_shape(path, leaf.shape)
+        tensor = jax.make_array_from_callback(shape, stored, lambda index, parts=parts: parts[_key(index)])
+        new, finite[name] = turn(tensor)
+        value = _insert(placed)(value, new, number) if stacked else new
+        jax.block_until_ready(value)  # else the host would run ahead with every tensor in memory
+        done(name)
+    return value, finite
+
+
+def _place_on_host(path, leaf, placed, shards, done) -> tuple[jax.Array, dict[str, bool]]:
+    """Does the same for a small parameter, stacked here: nothing is compiled for it."""
+    layers, finite = [], {}
+    for name, parts in shards:
+        finite[name] = all(np.isfinite(part.astype(np.float32)).all() for part in parts.values())
+        layers.append(parts)
+        done(name)
+
+    def shard(index):
+        within = index[1:] if path[0] == "blocks" else index
+        key = _key(within if path[0] == "embedding" else within[::-1])
+        found = [(parts[key] if path[0] == "embedding" else parts[key].T).astype(leaf.dtype) for parts in layers]
+        return np.stack(found) if path[0] == "blocks" else found[0]
+
+    return jax.make_array_from_callback(leaf.shape, placed, shard), finite
+
+
+def _of_layer(placed: NamedSharding) -> NamedSharding:
+    """Where one layer of a stack lies."""
+    return NamedSharding(placed.mesh, PartitionSpec(*placed.spec[1:]))
+
+
+@functools.lru_cache(maxsize=64)
+def _turn(transposed: bool, dtype: str, placed: NamedSharding) -> Callable:
+    """The program that gives (a tensor of the file as the model holds it, whether it is finite)."""
+
+    def turn(tensor):
+        return (tensor.T if transposed else tensor).astype(dtype), jnp.isfinite(tensor).all()
+
+    return jax.jit(turn, out_shardings=(placed, NamedSharding(placed.mesh, PartitionSpec())))
+
+
+@functools.lru_cache(maxsize=64)
+def _insert(placed: NamedSharding) -> Callable:
+    """The program that writes one layer into its stack: (stack, layer's values, layer) → stack.
+
+    Apart from `_turn`, since a CPU takes six times as long to transpose into a stack as to do one after the other.
+    """
+    insert = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+    return jax.jit(insert, donate_argnums=0, out_shardings=placed)
+
+
+def _read_ahead(source: TensorFiles, jobs: list[tuple[str, NamedSharding]]) -> Iterator[dict]:
+    """Yields, for each job in order, the slices that this host's devices hold, by index."""
+
+    def read(name: str, place: NamedSharding) -> dict:
+        indices = {_key(i): i for i in place.addressable_devices_indices_map(source.shape(name)).values()}
+        return {key: source.read(name, index) for key, index in indices.items()}
+
+    waiting: collections.deque[tuple[int, Future]] = collections.deque()
+    todo = collections.deque(jobs)
+    with ThreadPoolExecutor(_READERS) as pool:
+        while todo or waiting:
+            while todo:
+                size = source.bytes(todo[0][0])
+                if waiting and sum(held for held, _ in waiting) + size > _AHEAD:
+                    break
+                waiting.append((size, pool.submit(read, *todo.popleft())))
+            yield waiting.popleft()[1].result()
+
+
+def _key(index: tuple[slice, ...]) -> tuple:
+    return tuple((s.start, s.stop) for s in index)

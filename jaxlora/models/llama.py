@@ -1,16 +1,23 @@
-"""LLaMA: embedding, scanned blocks of attention and SwiGLU, final norm; any number of named LoRA adapters."""
+"""LLaMA and its kin: embedding, scanned blocks of attention and SwiGLU, final norm; named LoRA adapters.
+
+Llama 1 to 3.2, Mistral (a sliding window) and Qwen2 (biases) differ in the fields of `LlamaConfig` only.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxlora.models.attention import attend, rotary, rotate
+from jaxlora.models.attention import attend, attend_cached
 from jaxlora.models.heads import ClassificationHead
-from jaxlora.models.lora import LoraLinear, LoraSpec
+from jaxlora.models.lora import LoraLinear
+from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.rotary import Rope, note_lengths, rotary, rotate
 
 REMAT = {
     "none": None,
@@ -26,6 +33,9 @@ class LlamaConfig:
 
     Attributes:
       embed: width of the residual stream. mlp: width of the SwiGLU layer.
+      rope: the rotary embedding.
+      window: positions that a position attends to, itself included; 0 is all.
+      biases: names of the linear layers that have a bias.
       tied: whether the unembedding is the embedding, transposed.
       dtype: of the computation and of the frozen weights; adapters, head and norms stay float32.
       remat: which activations the backward pass finds saved, a key of `REMAT`.
@@ -40,7 +50,9 @@ class LlamaConfig:
     kv_heads: int
     head_dim: int
     rms_epsilon: float = 1e-5
-    rope_theta: float = 10000.0
+    rope: Rope = Rope()
+    window: int = 0
+    biases: tuple[str, ...] = ()
     tied: bool = False
     dtype: str = "float32"
     remat: str = "none"
@@ -67,7 +79,8 @@ class Block(nnx.Module):
         c, width, kv_width = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
 
         def linear(name, features_in, features_out):
-            return LoraLinear(name, c.layers, features_in, features_out, specs, rngs=rngs, dtype=jnp.dtype(c.dtype))
+            shape, bias = (c.layers, features_in, features_out), name in c.biases
+            return LoraLinear(name, *shape, specs, bias=bias, rngs=rngs, dtype=jnp.dtype(c.dtype))
 
         self.config = config
         self.attention_norm = RMSNorm((c.layers, c.embed), c.rms_epsilon)
@@ -80,21 +93,35 @@ class Block(nnx.Module):
         self.up_proj = linear("up_proj", c.embed, c.mlp)
         self.down_proj = linear("down_proj", c.mlp, c.embed)
 
-    def __call__(self, x, rotation, segments, active, key):
-        """`x: [batch, length, embed]` → the same shape."""
+    def __call__(self, x, rotation, attention, active, key, layer):
+        """Applies layer number `layer` to `x: [batch, length, embed]`.
+
+        Args:
+          attention: (q, k, v) of the layer to the attention's output and whatever is to be kept of the layer.
+
+        Returns:
+          (x, what was kept).
+        """
         c = self.config
         batch, length, _ = x.shape
         keys = [None] * 7 if key is None else jax.random.split(key, 7)
         h = self.attention_norm(x)
-        q = self.q_proj(h, active, keys[0]).reshape(batch, length, c.heads, c.head_dim)
-        k = self.k_proj(h, active, keys[1]).reshape(batch, length, c.kv_heads, c.head_dim)
-        v = self.v_proj(h, active, keys[2]).reshape(batch, length, c.kv_heads, c.head_dim)
-        q, k, v = checkpoint_name(rotate(q, *rotation), "q"), checkpoint_name(rotate(k, *rotation), "k"), v
-        a = attend(q, k, checkpoint_name(v, "v"), segments).reshape(batch, length, c.heads * c.head_dim)
-        x = x + self.o_proj(a, active, keys[3])
+        q = self.q_proj(h, active, keys[0], layer).reshape(batch, length, c.heads, c.head_dim)
+        k = self.k_proj(h, active, keys[1], layer).reshape(batch, length, c.kv_heads, c.head_dim)
+        v = self.v_proj(h, active, keys[2], layer).reshape(batch, length, c.kv_heads, c.head_dim)
+        q, k = checkpoint_name(rotate(q, *rotation), "q"), checkpoint_name(rotate(k, *rotation), "k")
+        a, kept = attention(q, k, checkpoint_name(v, "v"))
+        x = x + self.o_proj(a.reshape(batch, length, c.heads * c.head_dim), active, keys[3], layer)
         h = self.mlp_norm(x)
-        gated = jax.nn.silu(self.gate_proj(h, active, keys[4])) * self.up_proj(h, active, keys[5])
-        return x + self.down_proj(gated, active, keys[6])
+        gate, up = self.gate_proj(h, active, keys[4], layer), self.up_proj(h, active, keys[5], layer)
+        return x + self.down_proj(jax.nn.silu(gate) * up, active, keys[6], layer), kept
+
+
+class Cache(NamedTuple):
+    """The rotated keys and the values of the positions so far, each `[layers, batch, slots, kv_heads, head_dim]`."""
+
+    k: jax.Array
+    v: jax.Array
 
 
 class Llama(nnx.Module):
@@ -103,7 +130,7 @@ class Llama(nnx.Module):
     Args:
       config: the shape.
       specs: adapters by name.
-      labels: number of labels of the head; 0 builds none.
+      labels: number of labels of the head; 0 builds none. A model with a head has no unembedding of its own.
     """
 
     def __init__(
@@ -115,10 +142,10 @@ class Llama(nnx.Module):
         self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
         self.blocks = Block(config, specs or {}, rngs=rngs)
         self.norm = RMSNorm((config.embed,), config.rms_epsilon)
-        if not config.tied:
-            self.lm_head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype))
         if labels:
             self.head = ClassificationHead(config.embed, labels, rngs=rngs)
+        elif not config.tied:
+            self.lm_head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype))
 
     def __call__(
         self,
@@ -136,20 +163,73 @@ class Llama(nnx.Module):
           active: names of the adapters that enter the forward pass.
           key: for the adapters' dropout; None computes without.
         """
+        return self._run(tokens, segments, positions, active, key, lambda a, k, v: (a, None))[0]
+
+    def prefill(
+        self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, slots: int, active: tuple[str, ...] = ()
+    ) -> tuple[jax.Array, Cache]:
+        """Returns the hidden states, as a call does, and a cache with room for `slots` positions, these the first."""
+
+        def padded(x):
+            return jnp.pad(x, ((0, 0), (0, slots - x.shape[1]), (0, 0), (0, 0)))
+
+        return self._run(tokens, segments, positions, active, None, lambda a, k, v: (a, Cache(padded(k), padded(v))))
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: Cache,
+        slot: jax.Array,
+        visible: jax.Array,
+        active: tuple[str, ...] = (),
+    ) -> tuple[jax.Array, Cache]:
+        """Computes one new position of each row.
+
+        Args:
+          tokens, positions: int32 `[batch, 1]`.
+          cache: of the positions before. slot: where in the cache the new position goes, a scalar.
+          visible: bool `[batch, slots]`, the positions that each row has by now, the new one among them.
+
+        Returns:
+          (hidden states `[batch, 1, embed]`, the cache with the new position).
+        """
+        if self.config.window:
+            visible = visible & (jnp.arange(visible.shape[1]) > slot - self.config.window)
+
+        def attention(q, k, v, *, before):
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
+                for old, new in zip(before, (k, v), strict=True)
+            )
+            return attend_cached(q, k, v, visible), Cache(k, v)
+
+        return self._scan(tokens, positions, positions + 1, attention, active, None, cache)
+
+    def _run(self, tokens, segments, positions, active, key, keep: Callable):
+        """The packed rows through the blocks; `keep(attended, k, v)` says what is kept of each layer."""
+
+        def attention(q, k, v, *, before):
+            return keep(attend(q, k, v, segments, self.config.window), k, v)
+
+        return self._scan(tokens, positions, note_lengths(positions, segments), attention, active, key, None)
+
+    def _scan(self, tokens, positions, lengths, attention: Callable, active, key, cache: Cache | None):
         c = self.config
-        rotation = rotary(positions, c.head_dim, c.rope_theta)
+        rotation = rotary(c.rope, positions, lengths, c.head_dim)
         definition, layers = nnx.split(self.blocks)
 
         def block(x, layer):
-            weights, layer_key = layer
-            return nnx.merge(definition, weights)(x, rotation, segments, active, layer_key), None
+            weights, layer_key, before, number = layer
+            attend_here = functools.partial(attention, before=before)
+            return nnx.merge(definition, weights)(x, rotation, attend_here, active, layer_key, number)
 
         if c.remat != "none":
             block = jax.checkpoint(block, policy=REMAT[c.remat])
         keys = None if key is None else jax.random.split(key, c.layers)
         x = self.embedding[...][tokens].astype(c.dtype)
-        x, _ = jax.lax.scan(block, x, (layers, keys), unroll=c.unroll)
-        return self.norm(x)
+        x, kept = jax.lax.scan(block, x, (layers, keys, cache, jnp.arange(c.layers)), unroll=c.unroll)
+        return self.norm(x), kept
 
     def unembedding(self) -> jax.Array:
         """The language-model head, `[embed, vocab]`."""

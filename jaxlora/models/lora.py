@@ -1,60 +1,70 @@
 """A frozen linear layer and its named low-rank adapters.
 
-    y = x W + sum over active n of  scale_n * dropout_n(x) A_n B_n        (paper section 1.1, Hu et al. 2021)
+    y = g * x W + bias + sum over active n of  f_n * scale_n * dropout_n(x) A_n B_n        (paper 1.1, Hu et al. 2021)
 
 A model holds any number of *named* adapters. Which of them enter the forward pass (*active*) is an argument of the
 call; which of them receive gradients (*trainable*) is decided by `jaxlora.partition`; neither knows of the other.
 The active A's are concatenated along the rank, and the scaled B's likewise, so that two adapters cost two thin
 matmuls and not four:  x [A1 | A2] [s1 B1 ; s2 B2].
 
-Parameters are stacked over the layers of the model, `kernel: [layers, in, out]`; inside the scan over layers a module
-sees its own layer's slice, `kernel: [in, out]`.
-"""
+The family on this one path:
+  LoRA    f = g = 1, scale = alpha / rank
+  rsLoRA  scale = alpha / sqrt(rank)                                                        (Kalajdzievski 2023)
+  PiSSA   A and B start as the principal part of W, and what they started as is subtracted, so that W need not change:
+          [A | A0] [s B ; -s B0], A0 and B0 frozen                                          (Meng et al. 2024)
+  DoRA    f = magnitude / |W + s A B|, each column by its norm, and g = 1 + sum of (f - 1)    (Liu et al. 2024)
 
-import dataclasses
-from collections.abc import Mapping
+Parameters are stacked over the layers of the model, `kernel: [layers, in, out]`; inside the scan over layers a module
+sees its own layer's slice, `kernel: [in, out]`. Where layers differ in rank, A and B are as wide as the widest and
+zero beyond a layer's own rank; a column of zeros in both has no gradient, so it stays zero.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraSpec:
-    """The size of one adapter: A is [in, rank], B is [rank, out], the scale is alpha / rank."""
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+from jaxlora.models.lora_spec import LoraSpec, module_name
 
 
 class LoraWeights(nnx.Module):
-    """One adapter of one linear layer: `a: [layers, in, rank]` in float32, `b: [layers, rank, out]` zeros.
+    """One adapter of one kind of linear layer: `a: [layers, in, rank]` in float32, `b: [layers, rank, out]` zeros,
+    with DoRA `magnitude: [layers, out]`, with PiSSA `initial`, the a and b it started from.
 
-    A is Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)), as in PEFT.
+    A is Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)), as in PEFT. What depends on the base's
+    weights is set by `start_from_base`.
+
+    Args:
+      ranks: the rank in each layer, 0 where the adapter is absent.
     """
 
-    def __init__(self, layers: int, features_in: int, features_out: int, rank: int, *, rngs: nnx.Rngs):
-        bound = features_in**-0.5
-        self.a = nnx.Param(
-            jax.random.uniform(rngs.params(), (layers, features_in, rank), jnp.float32, minval=-bound, maxval=bound)
-        )
-        self.b = nnx.Param(jnp.zeros((layers, rank, features_out), jnp.float32))
+    def __init__(self, ranks: tuple[int, ...], features_in: int, features_out: int, spec: LoraSpec, *, rngs: nnx.Rngs):
+        shape, bound = (len(ranks), features_in, max(ranks)), features_in**-0.5
+        a = jax.random.uniform(rngs.params(), shape, jnp.float32, minval=-bound, maxval=bound)
+        self.a = nnx.Param(jnp.where(_columns(ranks)[:, None], a, 0.0) if len(set(ranks)) > 1 else a)
+        self.b = nnx.Param(jnp.zeros((len(ranks), max(ranks), features_out), jnp.float32))
+        if spec.dora:
+            self.magnitude = nnx.Param(jnp.ones((len(ranks), features_out), jnp.float32))
+        if spec.init != "lora":
+            self.initial = nnx.Dict(
+                {"a": nnx.Param(jnp.zeros(shape, jnp.float32)), "b": nnx.Param(jnp.zeros_like(self.b[...]))}
+            )
+
+    def factors(self, scale: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+        """Returns (A, scaled B), `[in, n]` and `[n, out]`, whose product is what the adapter adds to the kernel."""
+        if not hasattr(self, "initial"):
+            return self.a[...], scale * self.b[...]
+        a = jnp.concatenate([self.a[...], self.initial["a"][...]], axis=-1)
+        return a, jnp.concatenate([scale * self.b[...], -scale * self.initial["b"][...]], axis=-2)
 
 
 class LoraLinear(nnx.Module):
-    """A linear layer without bias, `kernel: [layers, in, out]`, and the adapters that target it.
+    """A linear layer, `kernel: [layers, in, out]`, with or without `bias: [layers, out]`, and the adapters that
+    target it.
 
     Args:
-      name: the layer's name in the model, e.g. "q_proj"; an adapter applies where its targets hold it.
-      specs: every adapter of the model by name.
+      name: the layer's name in a block, e.g. "q_proj".
+      specs: every adapter of the model by name; one that targets no layer of this name is left out.
     """
 
     def __init__(
@@ -63,38 +73,127 @@ class LoraLinear(nnx.Module):
         layers: int,
         features_in: int,
         features_out: int,
-        specs: Mapping[str, LoraSpec],
+        specs: dict[str, LoraSpec],
         *,
+        bias: bool = False,
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ):
-        here = {n: spec for n, spec in specs.items() if name in spec.targets}
+        sizes = {n: [spec.size_of(module_name(name, i)) for i in range(layers)] for n, spec in specs.items()}
+        here = {n: spec for n, spec in specs.items() if any(sizes[n])}
         self.specs = tuple(sorted(here.items()))
+        self.scales = tuple(tuple(size.scale if size else 0.0 for size in sizes[n]) for n, _ in self.specs)
+        self.ranks = tuple(tuple(size.rank if size else 0 for size in sizes[n]) for n, _ in self.specs)
         self.kernel = nnx.Param(
             jax.random.normal(rngs.params(), (layers, features_in, features_out), dtype) * features_in**-0.5
         )
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((layers, features_out), dtype))
         self.adapters = nnx.Dict(
-            {n: LoraWeights(layers, features_in, features_out, spec.rank, rngs=rngs) for n, spec in self.specs}
+            {
+                n: LoraWeights(ranks, features_in, features_out, spec, rngs=rngs)
+                for (n, spec), ranks in zip(self.specs, self.ranks, strict=True)
+            }
         )
 
-    def __call__(self, x: jax.Array, active: tuple[str, ...] = (), key: jax.Array | None = None) -> jax.Array:
-        """Applies the layer to `x: [..., in]` with the adapters named in `active`; gives `[..., out]`.
+    def __call__(
+        self,
+        x: jax.Array,
+        active: tuple[str, ...] = (),
+        key: jax.Array | None = None,
+        layer: jax.Array | int = 0,
+    ) -> jax.Array:
+        """Applies layer number `layer` to `x: [..., in]` with the adapters named in `active`; gives `[..., out]`.
 
         Dropout falls on the adapters' input only, each adapter with a mask of its own, and only when a key is given.
         """
         y = x @ self.kernel[...].astype(x.dtype)
-        here = [(n, spec) for n, spec in self.specs if n in active]
+        here = [i for i, (n, _) in enumerate(self.specs) if n in active]
         if not here:
-            return y
-        a = [self.adapters[n].a[...].astype(x.dtype) for n, _ in here]
-        b = jnp.concatenate([(spec.scale * self.adapters[n].b[...]).astype(x.dtype) for n, spec in here])
-        if key is None or not any(spec.dropout for _, spec in here):
+            return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+        factors, gain = [], None
+        for i in here:
+            name, spec = self.specs[i]
+            a, b = self.adapters[name].factors(_of_layer(self.scales[i], layer))
+            if spec.dora:
+                stretch = self._stretch(name, a, b, _of_layer(self.ranks[i], layer))
+                gain = stretch if gain is None else gain + stretch - 1.0
+                b = b * stretch
+            factors.append((a.astype(x.dtype), b.astype(x.dtype)))
+        a, b = zip(*factors, strict=True)
+        if key is None or not any(self.specs[i][1].dropout for i in here):
             low = x @ jnp.concatenate(a, axis=-1)
         else:
             keys = jax.random.split(key, len(here))
-            dropped = [_dropout(x, spec.dropout, k) for (_, spec), k in zip(here, keys, strict=True)]
+            dropped = [_dropout(x, self.specs[i][1].dropout, k) for i, k in zip(here, keys, strict=True)]
             low = jnp.concatenate([d @ w for d, w in zip(dropped, a, strict=True)], axis=-1)
-        return y + low @ b
+        if gain is not None:
+            y = y * gain.astype(x.dtype)
+        y = y + low @ jnp.concatenate(b)
+        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+
+    def _stretch(self, name: str, a: jax.Array, b: jax.Array, rank: jax.Array | int) -> jax.Array:
+        """DoRA's magnitude over norm, `[out]`; 1 where the adapter is absent. The norm receives no gradient (section
+        4.3 there), nor does W + A B ever exist: its column norms come from the thin products."""
+        norm = jax.lax.stop_gradient(column_norms(self.kernel[...], a, b))
+        return jnp.where(jnp.asarray(rank) > 0, self.adapters[name].magnitude[...] / norm, 1.0)
+
+
+def column_norms(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns the norm of each column of W + A B, `[out]` in float32, W `[in, out]`, A `[in, n]`, B `[n, out]`."""
+    w, exact = kernel.astype(jnp.float32), jax.lax.Precision.HIGHEST  # a TPU would round the factors to bfloat16
+    cross = jnp.einsum("IO,IR->RO", w, a, precision=exact) * b
+    own = jnp.einsum("IR,IS,SO->RO", a, a, b, precision=exact) * b
+    return jnp.sqrt(jnp.maximum((w * w).sum(axis=0) + (2.0 * cross + own).sum(axis=0), 0.0))
+
+
+def start_from_base(linear: LoraLinear, name: str) -> None:
+    """Sets what a fresh adapter takes from the base's weights: PiSSA's principal part, DoRA's column norms.
+
+    PiSSA (equation 2 there): with W = U S V, A = U_r sqrt(S_r / scale) and B = sqrt(S_r / scale) V_r. "pissa" takes the
+    whole decomposition; "pissa_niter_N" approximates it by N subspace iterations (Halko et al. 2011), as PEFT does.
+    """
+    i = [n for n, _ in linear.specs].index(name)
+    spec, weights = linear.specs[i][1], linear.adapters[name]
+    ranks, scales = jnp.asarray(linear.ranks[i]), jnp.asarray(linear.scales[i], jnp.float32)
+    if spec.init != "lora":
+        width = max(linear.ranks[i])
+
+        def principal(layer):
+            kernel, kept, scale = layer
+            u, s, v = _principal_part(kernel.astype(jnp.float32), width, spec.init)
+            root = jnp.where(kept, jnp.sqrt(s / jnp.maximum(scale, 1e-30)), 0.0)
+            return u * root, root[:, None] * v
+
+        a, b = jax.lax.map(principal, (linear.kernel[...], _columns(linear.ranks[i]), scales))
+        weights.a[...], weights.b[...] = a, b
+        weights.initial["a"][...], weights.initial["b"][...] = a, b
+    if spec.dora:
+        # The adapter adds nothing yet: the norms are those of the kernel itself.
+        norms = jnp.sqrt(jnp.square(linear.kernel[...].astype(jnp.float32)).sum(axis=1))
+        weights.magnitude[...] = jnp.where(ranks[:, None] > 0, norms, 1.0)
+
+
+def _principal_part(w: jax.Array, rank: int, init: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The `rank` largest singular triples of `w: [in, out]`: `[in, rank]`, `[rank]`, `[rank, out]`."""
+    if init == "pissa":
+        u, s, v = jnp.linalg.svd(w, full_matrices=False)
+        return u[:, :rank], s[:rank], v[:rank]
+    basis = jax.random.normal(jax.random.key(0), (w.shape[1], min(2 * rank, *w.shape)))
+    basis = jnp.linalg.qr(w @ basis)[0]
+    for _ in range(int(init.removeprefix("pissa_niter_"))):
+        basis = jnp.linalg.qr(w @ jnp.linalg.qr(w.T @ basis)[0])[0]
+    u, s, v = jnp.linalg.svd(basis.T @ w, full_matrices=False)
+    return basis @ u[:, :rank], s[:rank], v[:rank]
+
+
+def _columns(ranks: tuple[int, ...]) -> np.ndarray:
+    """Which of the widest layer's columns each layer has, `[layers, rank]`."""
+    return np.arange(max(ranks)) < np.asarray(ranks)[:, None]
+
+
+def _of_layer(values: tuple, layer: jax.Array | int):
+    return values[0] if len(set(values)) == 1 else jnp.asarray(values)[layer]
 
 
 def _dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:

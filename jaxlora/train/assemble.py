@@ -5,35 +5,34 @@ import dataclasses
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import partition
 from jaxlora.errors import UserError, nearest
 from jaxlora.interop import huggingface
+from jaxlora.interop.llama_config import read_config
 from jaxlora.models.llama import REMAT, Llama
-from jaxlora.models.lora import TARGETS, LoraSpec
+from jaxlora.models.lora import LoraLinear, start_from_base
+from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.train import checkpoint, mesh
 
 
-def adapter_specs(config: ConfigDict) -> dict[str, LoraSpec]:
+def adapter_specs(config: ConfigDict, layers: int) -> dict[str, LoraSpec]:
     """Returns the adapters of a config by name.
 
+    Args:
+      layers: of the base.
+
     Raises:
-      UserError: a target that LLaMA does not have, a rank below 1, an active adapter that is not declared, or a
-        trainable one that is not active.
+      UserError: what `LoraSpec.check` raises, an active adapter that is not declared, or a trainable one that is not
+        active.
     """
     specs = {}
     for name, a in config.adapters.items():
-        for target in a.targets:
-            if target not in TARGETS:
-                raise UserError(f"config.adapters.{name}.targets: {target!r} is no layer{nearest(target, TARGETS)}")
-        if a.rank < 1:
-            raise UserError(f"config.adapters.{name}.rank is {a.rank}; it must be 1 or more")
-        if not 0.0 <= a.dropout < 1.0:
-            raise UserError(f"config.adapters.{name}.dropout is {a.dropout}; it must be at least 0 and below 1")
-        specs[name] = LoraSpec(a.rank, a.alpha, a.dropout, tuple(a.targets))
+        specs[name] = checkpoint.spec_of({field: value for field, value in a.items() if field != "workdir"})
+        specs[name].check(layers, f"config.adapters.{name}")
     for name in config.active:
         if name not in specs:
             raise UserError(f"config.active: no adapter {name!r} in config.adapters{nearest(name, specs)}")
@@ -43,54 +42,80 @@ def adapter_specs(config: ConfigDict) -> dict[str, LoraSpec]:
     return specs
 
 
-def assemble(config: ConfigDict, labels: int, device_mesh: Mesh, fresh: bool = True) -> Llama:
+def assemble(
+    config: ConfigDict, labels: int, device_mesh: Mesh, fresh: bool = True, allow_base_mismatch: bool = False
+) -> Llama:
     """Builds the model of a config, every parameter on its devices.
 
     Args:
       labels: number of labels of the head; 0 builds none.
       fresh: initialises adapters and head, each adapter that has a workdir from there; False leaves them zero, for a
         checkpoint to fill.
+      allow_base_mismatch: takes an adapter that was trained on another base.
 
     Raises:
       UserError: what `adapter_specs`, `huggingface.load_base` and `checkpoint.load_adapter` raise, or a remat policy
         that does not exist.
     """
-    specs = adapter_specs(config)
     if config.remat not in REMAT:
         raise UserError(f"config.remat: no policy {config.remat!r}{nearest(config.remat, REMAT)}")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.dtype is {config.dtype!r}; give 'float32' or 'bfloat16'")
-    shape = dataclasses.replace(huggingface.read_config(config.base), dtype=config.dtype, remat=config.remat)
+    shape = dataclasses.replace(read_config(config.base), dtype=config.dtype, remat=config.remat)
+    specs = adapter_specs(config, shape.layers)
 
     def build(key):
         return Llama(shape, specs, labels, rngs=nnx.Rngs(key))
 
     abstract = nnx.eval_shape(build, jax.random.key(0))
     definition, state = nnx.split(abstract)
-    added = [name for name in partition.partitions(abstract) if name != "base"]
-    base = partition.select(state, ["base"])
     placed = mesh.shardings(device_mesh, state)
-    base_placed = {path: placed[path] for path, _ in nnx.to_flat_state(base)}
-    with tqdm(total=len(base_placed), desc="base weights", unit="tensor", leave=False) as bar:
-        base = huggingface.load_base(config.base, abstract, base_placed, lambda _: bar.update())
+    base = load_base(config.base, abstract, {path: placed[path] for path, _ in partition.items(state, ["base"])})
     values = {}
-    for name in added:
-        adapter = name.removeprefix("adapter/")
-        if not fresh:
-            added_state = nnx.to_flat_state(partition.select(state, [name]))
-            values |= {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in added_state}
-        elif name != "head" and config.adapters[adapter].workdir:
-            fingerprint = huggingface.fingerprint(config.base)
-            values |= checkpoint.load_adapter(config.adapters[adapter].workdir, adapter, specs[adapter], fingerprint)
-        else:
-            # Under jit the random base that `build` also makes is never computed.
-            values |= dict(jax.jit(lambda key, name=name: _leaves(build(key), name))(jax.random.key(config.seed)))
+    if not fresh:
+        added = [name for name in partition.partitions(abstract) if name != "base"]
+        values = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in partition.items(state, added)}
+    else:
+        # Under jit the random base that `build` also makes is never computed.
+        for name in [*specs, "head"] if labels else specs:
+            own = ["head"] if name == "head" else [f"adapter/{name}", f"initial/{name}"]
+            if name != "head" and config.adapters[name].workdir:
+                fingerprint = None if allow_base_mismatch else huggingface.fingerprint(config.base)
+                values |= checkpoint.load_adapter(config.adapters[name].workdir, name, specs[name], fingerprint)
+            else:
+                made = jax.jit(lambda key, own=own: _leaves(build(key), own))(jax.random.key(config.seed))
+                values |= dict(made)
     leaves = [
         (path, leaf.replace(jax.device_put(values[path], placed[path])))
-        for path, leaf in nnx.to_flat_state(partition.select(state, added))
+        for path, leaf in nnx.to_flat_state(state)
+        if path in values
     ]
-    return nnx.merge(definition, base, nnx.from_flat_state(leaves))
+    model = nnx.merge(definition, base, nnx.from_flat_state(leaves))
+    for name, spec in specs.items():
+        if fresh and not config.adapters[name].workdir and (spec.dora or spec.init != "lora"):
+            _start_from_base(model, name)
+    return model
 
 
-def _leaves(model: Llama, name: str) -> dict[tuple[str, ...], jax.Array]:
-    return {path: leaf[...] for path, leaf in nnx.to_flat_state(partition.select(nnx.state(model), [name]))}
+def load_base(base: str, model: Llama, shardings: dict[tuple[str, ...], NamedSharding]) -> nnx.State:
+    """Returns `huggingface.load_base`, with a progress bar."""
+    with tqdm(total=huggingface.base_bytes(base), desc="base weights", unit="B", unit_scale=True, leave=False) as bar:
+        return huggingface.load_base(base, model, shardings, bar.update)
+
+
+def _leaves(model: Llama, names: list[str]) -> dict[tuple[str, ...], jax.Array]:
+    return {path: leaf[...] for path, leaf in partition.items(nnx.state(model), names)}
+
+
+def _start_from_base(model: Llama, name: str) -> None:
+    for linear in vars(model.blocks).values():
+        if isinstance(linear, LoraLinear) and name in linear.adapters:
+            definition, state = nnx.split(linear)
+
+            def start(state, definition=definition):
+                linear = nnx.merge(definition, state)
+                start_from_base(linear, name)
+                return nnx.state(linear.adapters[name])
+
+            placed = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(linear.adapters[name]))
+            nnx.update(linear.adapters[name], jax.jit(start, out_shardings=placed)(state))

@@ -17,10 +17,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
-from jaxlora import files, partition
+from jaxlora import files
 from jaxlora.config import default
 from jaxlora.errors import UserError
-from jaxlora.models.lora import LoraSpec
+from jaxlora.models.lora_spec import LoraSpec
 
 Path = tuple[str, ...]
 METADATA = ("base", "tokenizer", "adapters", "kind", "labels", "training set")
@@ -61,8 +61,9 @@ class Checkpoints:
           metadata: what the checkpoint belongs to, JSON.
         """
         items = {"model": _by_name(model), "optimizer": _by_name(optimizer), "data": data}
+        given = {name: item for name, item in items.items() if item}  # an imported adapter has its parameters alone
         self._orbax.save_checkpointables(
-            step, items, force=True, metrics={"score": float(score)}, custom_metadata=metadata
+            step, given, force=True, metrics={"score": float(score)}, custom_metadata=metadata
         )
 
     def restore(self, step: int, model: nnx.State, optimizer: Any) -> tuple[nnx.State, Any, dict[str, int]]:
@@ -77,25 +78,22 @@ class Checkpoints:
         return _like(model, items["model"]), _like(optimizer, items["optimizer"]), data
 
     def restore_model(self, step: int, model: nnx.State) -> nnx.State:
-        """Returns the parameters of a step alone.
+        """Returns the parameters of a step alone, without the head where `model` has none.
 
         Raises:
           UserError: the checkpoint is damaged, or holds other parameters.
         """
-        return _like(model, self._load(step, {"model": _abstract(_by_name(model))})["model"])
+        unread = {name: form for name, form in self._forms(step).items() if name.startswith("head/")}
+        return _like(model, self._load(step, {"model": unread | _abstract(_by_name(model))})["model"])
 
-    def load_numpy(self, step: int) -> dict[str, np.ndarray]:
-        """Returns the parameters of a step by name, on the host, whatever devices they were trained on.
+    def load_numpy(self, step: int) -> dict[Path, np.ndarray]:
+        """Returns the parameters of a step by path, on the host, whatever devices they were trained on.
 
         Raises:
           UserError: the checkpoint is damaged.
         """
-        try:
-            stored = self._orbax.checkpointables_metadata(step).metadata["model"]
-            like = {name: np.empty(array.shape, array.dtype) for name, array in stored.items()}
-        except (AttributeError, TypeError, KeyError, ValueError, OSError):
-            raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
-        return self._load(step, {"model": like})["model"]
+        values = self._load(step, {"model": self._forms(step)})["model"]
+        return {tuple(name.split("/")): value for name, value in values.items()}
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Returns what a step's checkpoint belongs to, with its score."""
@@ -125,6 +123,14 @@ class Checkpoints:
     def close(self) -> None:
         self._orbax.close()
 
+    def _forms(self, step: int) -> dict[str, np.ndarray]:
+        """Empty arrays in the shapes of a step's parameters, by name."""
+        try:
+            stored = self._orbax.checkpointables_metadata(step).metadata["model"]
+            return {name: np.empty(array.shape, array.dtype) for name, array in stored.items()}
+        except (AttributeError, TypeError, KeyError, ValueError, OSError):
+            raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
+
     def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._orbax.load_checkpointables(step, like)
@@ -146,17 +152,19 @@ def exists(workdir: str) -> bool:
         checkpoints.close()
 
 
-def load_adapter(workdir: str, name: str, spec: LoraSpec, base: str) -> dict[Path, np.ndarray]:
+def load_adapter(workdir: str, name: str, spec: LoraSpec, base: str | None) -> dict[Path, np.ndarray]:
     """Returns the parameters of adapter `name` of an earlier run, by path.
 
     Args:
-      workdir: the earlier run. spec: the adapter's size in this run. base: the fingerprint of this run's base.
+      workdir: the earlier run. spec: the adapter's size in this run.
+      base: the fingerprint of this run's base, or None for any.
 
     Raises:
       UserError: no such run or adapter, another size, or trained on another base.
     """
+    where = f"config.adapters.{name}"
     if not (epath.Path(workdir) / "checkpoints").exists():
-        raise UserError(f"config.adapters.{name}.workdir: {workdir} has no checkpoints; train that run first")
+        raise UserError(f"{where}.workdir: {workdir} has no checkpoints; train that run first")
     checkpoints = Checkpoints(workdir)
     try:
         step = checkpoints.choose(read_config(workdir).select)
@@ -164,24 +172,34 @@ def load_adapter(workdir: str, name: str, spec: LoraSpec, base: str) -> dict[Pat
         found = metadata["adapters"].get(name)
         if found is None:
             present = ", ".join(sorted(metadata["adapters"])) or "none"
-            raise UserError(f"config.adapters.{name}.workdir: {workdir} has no adapter {name!r}, but {present}")
-        if metadata["base"] != base:
-            raise UserError(f"config.adapters.{name}.workdir: {workdir} was trained on another base than config.base")
-        for field, value in spec_json(spec).items():
-            if field != "dropout" and found[field] != value:
-                raise UserError(
-                    f"config.adapters.{name}.{field} is {value}, but {workdir} was trained with {found[field]}"
-                )
+            raise UserError(f"{where}.workdir: {workdir} has no adapter {name!r}, but {present}")
+        if base is not None and metadata["base"] != base:
+            raise UserError(
+                f"{where}.workdir: {workdir} was trained on another base than config.base; give that one, or "
+                "--allow-base-mismatch"
+            )
+        before, now = spec_json(spec_of(found)), spec_json(spec)
+        for field, value in now.items():
+            if field != "dropout" and before[field] != value:
+                raise UserError(f"{where}.{field} is {value}, but {workdir} was trained with {before[field]}")
         stored = checkpoints.load_numpy(step)
     finally:
         checkpoints.close()
-    paths = {tuple(key.split("/")): value for key, value in stored.items()}
-    return {path: value for path, value in paths.items() if partition.partition_of(path) == f"adapter/{name}"}
+    return {path: value for path, value in stored.items() if "adapters" in path and path[3] == name}
 
 
 def spec_json(spec: LoraSpec) -> dict[str, Any]:
     """Returns an adapter's size as JSON data."""
-    return {**dataclasses.asdict(spec), "targets": list(spec.targets)}
+    return json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def spec_of(fields: Mapping[str, Any]) -> LoraSpec:
+    """Returns an adapter's size from its fields, with lists or tuples; a field left out has its default."""
+
+    def frozen(value):
+        return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+    return LoraSpec(**{name: frozen(value) for name, value in fields.items()})
 
 
 def write_config(workdir: str, config: ConfigDict) -> None:

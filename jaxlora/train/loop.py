@@ -50,7 +50,7 @@ def fit(
     definition, params, frozen = partition.split(model, config.trainable)
     updates = len(batches)
     rate = schedule(config.learning_rate, updates, config.warmup, config.decay)
-    optimizer = make_optimizer(rate, config.weight_decay, config.clip)
+    optimizer = make_optimizer(rate, config.weight_decay, config.clip, config.b_rate)
     state = init_state(params, optimizer, mesh)
     dropout = any(config.adapters[name].dropout for name in config.active)
     update = make_train_step(definition, optimizer, objective, dropout, state, mesh)

@@ -73,7 +73,13 @@ def logical_axes(path: tuple[str, ...], ndim: int) -> tuple[str | None, ...]:
         if path[-1] == "scale":
             return "layers", None
         features_in, features_out = _KERNELS[path[1]]
-        inner = {"kernel": (features_in, features_out), "a": (features_in, "rank"), "b": ("rank", features_out)}
+        inner = {
+            "kernel": (features_in, features_out),
+            "bias": (features_out,),
+            "a": (features_in, "rank"),
+            "b": ("rank", features_out),
+            "magnitude": (features_out,),
+        }
         return "layers", *inner[path[-1]]
     if path[0] == "embedding":
         return "vocab", "embed"

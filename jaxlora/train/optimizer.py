@@ -1,6 +1,7 @@
 """AdamW with a linear warm-up, and then a linear decay to zero or none."""
 
 import optax
+from flax import nnx
 
 from jaxlora.errors import one_of
 
@@ -26,7 +27,24 @@ def schedule(peak: float, updates: int, warmup: float, decay: str) -> optax.Sche
     )
 
 
-def make_optimizer(rate: optax.Schedule, weight_decay: float, clip: float) -> optax.GradientTransformation:
-    """Returns AdamW (b1 0.9, b2 0.999, epsilon 1e-8) with decoupled weight decay; `clip` 0 does not clip."""
-    adamw = optax.adamw(rate, weight_decay=weight_decay)
-    return optax.chain(optax.clip_by_global_norm(clip), adamw) if clip else adamw
+def make_optimizer(
+    rate: optax.Schedule, weight_decay: float, clip: float, b_rate: float = 1.0
+) -> optax.GradientTransformation:
+    """Returns AdamW (b1 0.9, b2 0.999, epsilon 1e-8) with decoupled weight decay.
+
+    Args:
+      clip: the gradient's global norm; 0 does not clip.
+      b_rate: the learning rate of every adapter's B (and DoRA magnitude) over the others' (LoRA+, Hayou et al. 2024,
+        with PEFT's choice of parameters).
+    """
+    steps = [optax.clip_by_global_norm(clip)] if clip else []
+    steps.append(optax.adamw(rate, weight_decay=weight_decay))
+    if b_rate != 1.0:
+        steps.append(optax.masked(optax.scale(b_rate), _is_b))
+    return optax.chain(*steps) if len(steps) > 1 else steps[0]
+
+
+def _is_b(params: nnx.State) -> nnx.State:
+    return nnx.from_flat_state(
+        [(p, leaf.replace("adapters" in p and p[-1] in ("b", "magnitude"))) for p, leaf in nnx.to_flat_state(params)]
+    )

@@ -1,12 +1,14 @@
 """Grouped-query attention over packed rows, against the dense attention of jax.nn."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import softmax
 
-from jaxlora.models.attention import attend, rotary, rotate
+from jaxlora.models.attention import attend, attend_cached
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -22,16 +24,18 @@ def inputs(length: int):
     return q, k, v, np.where(segments == 4, 0, segments)
 
 
-def mask_of(segments):
-    return np.tril(np.ones(segments.shape[1:] * 2, bool)) & (segments[:, :, None] == segments[:, None])
+def mask_of(segments, window=0):
+    near = np.tril(np.ones(segments.shape[1:] * 2, bool))
+    near = near & ~np.tril(near, -window) if window else near
+    return near & (segments[:, :, None] == segments[:, None])
 
 
-def dense(q, k, v, segments, d_out):
+def dense(q, k, v, segments, d_out, window=0):
     """Softmax over the whole masked square and its gradients, in float64."""
     q, k, v, d_out = (x.astype(np.float64) for x in (q, k, v, d_out))
     group = HEADS // KV_HEADS
     k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
-    scores = np.where(mask_of(segments)[:, None], np.einsum("bthd,bshd->bhts", q, k) * DIM**-0.5, -np.inf)
+    scores = np.where(mask_of(segments, window)[:, None], np.einsum("bthd,bshd->bhts", q, k) * DIM**-0.5, -np.inf)
     weights = softmax(scores, axis=-1)
     d_weights = np.einsum("bthd,bshd->bhts", d_out, v)
     d_scores = weights * (d_weights - np.sum(weights * d_weights, axis=-1, keepdims=True)) * DIM**-0.5
@@ -46,9 +50,9 @@ def assert_close(found, wanted):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
-@jax.jit
-def value_and_gradients(q, k, v, segments, d_out):
-    out, backward = jax.vjp(lambda *qkv: attend(*qkv, segments), q, k, v)
+@functools.partial(jax.jit, static_argnames="window")
+def value_and_gradients(q, k, v, segments, d_out, window=0):
+    out, backward = jax.vjp(lambda *qkv: attend(*qkv, segments, window), q, k, v)
     return out, backward(d_out)
 
 
@@ -58,6 +62,24 @@ def test_equals_dense_attention_with_its_gradients(length):
     q, k, v, segments = inputs(length)
     d_out = np.random.default_rng(0).normal(size=q.shape).astype(np.float32)
     assert_close(value_and_gradients(q, k, v, segments, d_out), dense(q, k, v, segments, d_out))
+
+
+# The window is within a block, a block, across blocks, and longer than the row.
+@pytest.mark.parametrize("length, window", [(200, 1), (200, 16), (600, 256), (1100, 300), (200, 500)])
+def test_a_sliding_window_equals_dense_attention_with_its_gradients(length, window):
+    q, k, v, segments = inputs(length)
+    d_out = np.random.default_rng(0).normal(size=q.shape).astype(np.float32)
+    found = value_and_gradients(q, k, v, segments, d_out, window)
+    assert_close(found, dense(q, k, v, segments, d_out, window))
+
+
+def test_cached_attention_of_the_last_position_is_its_attention():
+    q, k, v, _ = inputs(60)
+    segments = np.ones((2, 60), np.int64)
+    whole = value_and_gradients(q, k, v, segments, q)[0]
+    visible = np.broadcast_to(np.arange(64) < 60, (2, 64))
+    k, v = (np.pad(x, ((0, 0), (0, 4), (0, 0), (0, 0)), constant_values=1e6) for x in (k, v))
+    np.testing.assert_allclose(attend_cached(q[:, -1:], k, v, visible), whole[:, -1:], rtol=1e-4, atol=1e-5)
 
 
 def test_equals_the_attention_of_jax_nn_with_its_automatic_gradients():
@@ -106,17 +128,3 @@ def test_bfloat16_stays_bfloat16_and_close():
     assert {x.dtype for x in (out, *gradients)} == {jnp.dtype("bfloat16")}
     expected, _ = value_and_gradients(q, k, v, segments, q)
     np.testing.assert_allclose(out.astype(np.float32), expected, atol=0.05)
-
-
-def test_rotation_is_hugging_faces_and_relative():
-    rng = np.random.default_rng(0)
-    q, k = rng.normal(size=(2, DIM)).astype(np.float32)
-
-    def at(x, position):
-        return np.asarray(rotate(x[None, None, None], *rotary(np.full((1, 1), position), DIM, 500.0)))[0, 0, 0]
-
-    np.testing.assert_array_equal(at(q, 0), q)
-    angle = 7 * 500.0 ** (-np.arange(0, DIM, 2) / DIM)
-    turned = (q[:4] + 1j * q[4:]) * np.exp(1j * angle)  # the first half pairs with the second
-    np.testing.assert_allclose(at(q, 7), np.concatenate([turned.real, turned.imag]), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(at(q, 107) @ at(k, 104), at(q, 3) @ at(k, 0), rtol=1e-4)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxlora.models.lora import LoraLinear, LoraSpec
+from jaxlora.models.lora import LoraLinear
+from jaxlora.models.lora_spec import LoraSpec
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -39,7 +40,8 @@ def identity(specs) -> LoraLinear:
 
 
 def test_scale_is_alpha_over_rank():
-    assert LoraSpec(16, 32.0).scale == 2.0 and LoraSpec(8, 4.0).scale == 0.5
+    sizes = [spec.size_of("model.layers.0.self_attn.q_proj") for spec in (LoraSpec(16, 32.0), LoraSpec(8, 4.0))]
+    assert [size.scale for size in sizes] == [2.0, 0.5]
 
 
 @pytest.mark.parametrize("active", [(), ("clinical",), ("downstream",), ("clinical", "downstream")])

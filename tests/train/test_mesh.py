@@ -65,6 +65,7 @@ def train(base: str, fsdp: int, tensor: int) -> dict:
     return {
         "losses": losses,
         "compiled": step._cache_size(),
+        "frozen": before,
         "frozen kept": digest(frozen) == before,
         "trained": [float(np.abs(np.asarray(leaf[...])).sum()) for _, leaf in nnx.to_flat_state(state.params)],
         "specs": {".".join(p): [*leaf[...].sharding.spec, *[None] * 3][: leaf[...].ndim] for p, leaf in flat},
@@ -76,7 +77,7 @@ def train(base: str, fsdp: int, tensor: int) -> dict:
 @pytest.fixture(scope="module")
 def base(random_llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    huggingface.save(folder, random_llama())
+    huggingface.save(folder, random_llama(biases=("q_proj", "k_proj", "v_proj")))
     return str(folder)
 
 
@@ -111,6 +112,11 @@ def test_losses_and_weights_are_those_of_one_device(one, four, mesh):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
+def test_base_is_loaded_bit_for_bit_on_any_mesh(one, four, mesh):
+    assert four[mesh]["frozen"] == one["frozen"]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
 def test_frozen_bits_stay_and_the_step_is_compiled_once(one, four, mesh):
     for run in (one, four[mesh]):
         assert run["frozen kept"] and run["compiled"] == 1
@@ -126,6 +132,7 @@ def test_base_is_cut_along_fsdp_and_tensor(four):
     assert specs["embedding"] == ["tensor", "fsdp"]
     assert specs["blocks.q_proj.kernel"] == [None, "fsdp", "tensor"]
     assert specs["blocks.down_proj.kernel"] == [None, "tensor", "fsdp"]
+    assert specs["blocks.k_proj.bias"] == [None, "tensor"]
     assert specs["norm.scale"] == [None] and specs["head.kernel"] == [None, None]
 
 

@@ -1,0 +1,194 @@
+"""The verbs `import-adapter`, `export-adapter` and `export-model`: adapters in from PEFT, adapters and models out."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxlora.config import adapter as adapter_config
+from jaxlora.config import default
+from jaxlora.data.tokens import Tokenizer
+from jaxlora.errors import UserError, nearest
+from jaxlora.interop import huggingface, merge, peft
+from jaxlora.interop.combine import combine
+from jaxlora.interop.llama_config import read_config
+from jaxlora.models.llama import Llama
+from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.restore import RestoredRun
+from jaxlora.train import checkpoint
+from jaxlora.train.assemble import load_base
+from jaxlora.train.mesh import shardings
+
+
+def import_adapter(directory: str, base: str, name: str, workdir: str, allow_base_mismatch: bool = False) -> str:
+    """Makes a run of a PEFT adapter: `WORKDIR/config.json` and `checkpoints/`, as training leaves them.
+
+    Args:
+      directory: with adapter_config.json and adapter_model.safetensors.
+      base: the Hugging Face directory of its base. name: what the adapter is called here.
+      allow_base_mismatch: takes an adapter that says it belongs to another base or tokenizer.
+
+    Returns:
+      The adapter's description for a config.
+
+    Raises:
+      UserError: what `peft.read` raises, a workdir that is in use, or another base.
+    """
+    if checkpoint.exists(workdir):
+        raise UserError(f"--workdir: {workdir} holds a run already; give a new folder")
+    adapter = peft.read(directory, read_config(base))
+    belongs = {"base": huggingface.fingerprint(base), "tokenizer": Tokenizer(base).fingerprint}
+    for what, value in belongs.items():
+        if adapter.belongs.get(what, value) != value and not allow_base_mismatch:
+            raise UserError(f"--base: {directory} belongs to another {what}; give that one, or --allow-base-mismatch")
+    kind, labels = "lm", []
+    if adapter.head is not None:
+        count = adapter.head.shape[1]
+        kind = adapter.belongs.get("kind", "multiclass")
+        labels = adapter.belongs.get("labels", [f"LABEL_{i}" for i in range(count)])
+        if kind not in ("binary", "multiclass", "multilabel") or len(labels) != count:
+            raise UserError(f"{directory}/jaxlora.json does not fit the head of {count} labels; copy it again")
+    config = default()
+    config.base, config.select = base, "last"
+    config.adapters[name] = adapter_config(**checkpoint.spec_json(adapter.spec))
+    config.active = (name,)
+    config.trainable = (name, "head") if adapter.head is not None else (name,)
+    checkpoint.write_config(workdir, config)
+    values = peft.to_parameters(adapter, name)
+    state = nnx.from_flat_state([(path, nnx.Param(jnp.asarray(value))) for path, value in sorted(values.items())])
+    specs = {name: checkpoint.spec_json(adapter.spec)}
+    metadata = {**belongs, "adapters": specs, "kind": kind, "labels": list(labels), "training set": "of a PEFT adapter"}
+    checkpoints = checkpoint.Checkpoints(workdir)
+    try:
+        checkpoints.save(0, state, {}, {}, 0.0, metadata)
+    finally:
+        checkpoints.close()
+    usual = LoraSpec(0, 0.0)
+    given = {f.name: getattr(adapter.spec, f.name) for f in dataclasses.fields(usual)}
+    given = {field: value for field, value in given.items() if value != getattr(usual, field)}
+    fields = ", ".join(f"{field}={value!r}" for field, value in {**given, "workdir": workdir}.items())
+    return f"config.adapters.{name} = adapter({fields})"
+
+
+def export_adapter(
+    workdir: str, output: str, names: Sequence[str] = (), combination: str = "cat", weights=(), rank: int = 0
+) -> str:
+    """Writes adapters of a run as one PEFT directory.
+
+    Args:
+      names: of the adapters; () is all active ones. With all of them goes the head, which was trained on their sum.
+      combination: how several become one (see `interop/combine.py`), with `weights` (() is 1 each) and the `rank` of
+        "svd".
+
+    Returns:
+      What was written, in words.
+
+    Raises:
+      UserError: no run, no such adapter, an output that exists, or what `combine` raises.
+    """
+    adapters, head = _adapters(workdir, names)
+    base = checkpoint.read_config(workdir).base
+    if not adapters:
+        raise UserError(f"--workdir: {workdir} has no active adapter to export")
+    weights = tuple(weights) or (1.0,) * len(adapters)
+    if len(weights) != len(adapters):
+        raise UserError(f"--weights: {len(weights)} weights for {len(adapters)} adapters ({', '.join(adapters)})")
+    result, error = next(iter(adapters.values())), 0.0
+    if len(adapters) > 1 or combination != "cat" or set(weights) != {1.0}:
+        result, error = combine(list(adapters.values()), weights, combination, rank)
+    with new_directory(output) as folder:
+        peft.write(folder, dataclasses.replace(result, head=head), Path(base).name)
+    ranks = sorted({size.rank for size in result.spec.sizes(result.layers).values()})
+    what = f"{' + '.join(adapters)}: rank {', '.join(map(str, ranks))}"
+    what += "" if head is None else f", a head of {head.shape[1]} labels"
+    return f"{what}, reconstruction error {error:.2e}" if len(adapters) > 1 or error else what
+
+
+def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch: bool = False) -> str:
+    """Writes the base with a run's active adapters merged in as a Hugging Face directory, and computes with both.
+
+    Args:
+      base, allow_base_mismatch: as in `pipeline.evaluate_run`.
+
+    Returns:
+      The largest difference between the logits of the run and of the written model, in words.
+
+    Raises:
+      UserError: no run, another base, or an output that exists.
+    """
+    adapters, head = _adapters(workdir, ())
+    run = RestoredRun(workdir, base, allow_base_mismatch)
+    shape, labels = run.model.config, run.labels
+    tokens = np.random.default_rng(0).integers(0, shape.vocab, (2, 64), np.int32)
+    wanted = _logits(run.model, tokens, tuple(run.config.active))
+    del run.model  # there may be no room for both
+    with new_directory(output) as folder:
+        merge.write_merged(folder, run.config.base, list(adapters.values()), head, run.kind, labels, run.tokenizer.eos)
+        abstract = nnx.eval_shape(lambda: Llama(shape, {}, len(labels), rngs=nnx.Rngs(0)))
+        definition, state = nnx.split(abstract)
+        written = nnx.merge(definition, load_base(str(folder), abstract, shardings(run.mesh, state)))
+        found = _logits(written, tokens, ())
+    difference = np.abs(found - wanted).max()
+    return f"largest logit difference {difference:.2e} (largest logit {np.abs(wanted).max():.2f})"
+
+
+def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapter], np.ndarray | None]:
+    """The adapters of a run by name, the active ones or those named, and the run's head where it goes with them."""
+    config = checkpoint.read_config(workdir)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    try:
+        step = checkpoints.choose(config.select)
+        metadata, values = checkpoints.metadata(step), checkpoints.load_numpy(step)
+    finally:
+        checkpoints.close()
+    names = list(names) or sorted(config.active)
+    for name in names:
+        if name not in metadata["adapters"]:
+            raise UserError(f"--adapters: {workdir} has no adapter {name!r}{nearest(name, metadata['adapters'])}")
+    belongs = {what: metadata[what] for what in ("base", "tokenizer", "kind", "labels")}
+    found = {
+        name: peft.from_parameters(values, name, checkpoint.spec_of(metadata["adapters"][name]), belongs)
+        for name in names
+    }
+    return found, values.get(("head", "kernel")) if set(names) == set(config.active) else None
+
+
+def _logits(model: Llama, tokens: np.ndarray, active: tuple[str, ...]) -> np.ndarray:
+    definition, state = nnx.split(model)
+
+    @jax.jit
+    def run(state):
+        model = nnx.merge(definition, state)
+        segments, positions = jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        hidden = model(tokens, segments, positions, active)
+        return model.head(hidden, segments, 1) if hasattr(model, "head") else model.logits(hidden)
+
+    return np.asarray(run(state))
+
+
+@contextlib.contextmanager
+def new_directory(path: str) -> Iterator[Path]:
+    """Gives an empty folder beside `path`, which becomes `path` when the block ends well and vanishes when it fails.
+
+    Raises:
+      UserError: `path` exists and is not empty.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--output: {path} exists; give a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        os.replace(folder, target)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise

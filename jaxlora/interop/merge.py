@@ -1,0 +1,98 @@
+"""Adapters merged into their base, written as a Hugging Face directory."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxlora.interop.llama_config import ARCHITECTURES, read_json
+from jaxlora.interop.peft import Adapter
+from jaxlora.interop.tensors import model_files, write_sharded
+
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def write_merged(
+    directory: Path,
+    base: str | Path,
+    adapters: Sequence[Adapter],
+    head: np.ndarray | None,
+    kind: str,
+    labels: Sequence[str],
+    pad: int | None,
+) -> None:
+    """Writes the base with the adapters merged in, sharded, with the tokenizer, as a Hugging Face directory.
+
+    A targeted weight is computed in float32 and cast once, to the dtype it is stored in; every other tensor is copied.
+
+    Args:
+      directory: an empty one.
+      adapters: all of them active.
+      head: `[embed, labels]`, makes it a model for sequence classification.
+      kind, labels: of the head. pad: the padding token, which transformers needs to find a note's last token.
+    """
+    base, source = Path(base), model_files(base)
+    names = [name for name in source.names if head is None or name not in ("lm_head.weight", "score.weight")]
+    sizes = {name: source.bytes(name) for name in names}
+    stored = _DTYPES[source.dtype("model.embed_tokens.weight")]
+    if head is not None:
+        sizes["score.weight"] = head.size * stored.itemsize
+
+    def make(name: str) -> np.ndarray:
+        if name == "score.weight" and head is not None:
+            return np.ascontiguousarray(head.T).astype(stored)
+        module = name.removesuffix(".weight")
+        here = [adapter for adapter in adapters if module in adapter.weights]
+        weight = source.read(name)
+        return merged(weight.astype(np.float32), here, module).astype(weight.dtype) if here else weight
+
+    write_sharded(directory, sizes, make)
+    config = _config(read_json(base), head is not None, kind, labels, pad)
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    kept = TOKENIZER_FILES if head is not None else (*TOKENIZER_FILES, "generation_config.json")
+    for name in kept:
+        if (base / name).exists():
+            shutil.copyfile(base / name, directory / name)
+
+
+def merged(weight: np.ndarray, adapters: Sequence[Adapter], module: str) -> np.ndarray:
+    """Returns `weight: [out, in]` of a layer with the adapters merged in, float32; see `models/lora.py` for the sum."""
+    total, gain = np.zeros_like(weight), np.ones(len(weight), np.float32)
+    for adapter in adapters:
+        here = adapter.weights[module]
+        added = np.float32(adapter.size(module).scale) * (here["b"].T @ here["a"].T)
+        if "magnitude" in here:
+            stretch = here["magnitude"] / np.linalg.norm(weight + added, axis=1)
+            gain += stretch - 1
+            added *= stretch[:, None]
+        total += added
+    return gain[:, None] * weight + total
+
+
+def _config(raw: dict[str, Any], head: bool, kind: str, labels: Sequence[str], pad: int | None) -> dict[str, Any]:
+    if not head:
+        return raw
+    names = {str(i): label for i, label in enumerate(labels)}
+    return {
+        **raw,
+        "architectures": [f"{ARCHITECTURES[raw['model_type']]}ForSequenceClassification"],
+        "id2label": names,
+        "label2id": {label: int(i) for i, label in names.items()},
+        "num_labels": len(labels),
+        "pad_token_id": raw["pad_token_id"] if raw.get("pad_token_id") is not None else pad,
+        "problem_type": "multi_label_classification" if kind == "multilabel" else "single_label_classification",
+    }

@@ -1,0 +1,218 @@
+"""adapter_config.json of PEFT, to and from `LoraSpec`.
+
+Reading is lenient to what PEFT wrote from 2023 to 2026: a field that is unknown and empty is passed over, one that is
+unknown and set is refused by name, since it would change what the adapter computes. Writing gives the few fields that
+describe a LoRA, always the same for the same adapter: targets, ranks and alphas are worked out for every layer, and the
+shortest config that gives them back is written.
+"""
+
+import collections
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from jaxlora.errors import UserError
+from jaxlora.models.lora_spec import MODULES, LoraSize, LoraSpec, module_names
+
+# What has no bearing on what an adapter computes.
+_NEUTRAL = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+}
+_READ = {
+    "alpha_pattern",
+    "bias",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "modules_to_save",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
+}
+# These begin with a change of the base's own weights, so that A and B alone say nothing.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_OUTSIDE = ("lm_head", "model.embed_tokens", "embed_tokens")
+
+
+def read_config(directory: str | Path, layers: int) -> tuple[LoraSpec, bool]:
+    """Reads adapter_config.json.
+
+    Args:
+      layers: of the base.
+
+    Returns:
+      (the adapter's size, whether it has a classification head).
+
+    Raises:
+      UserError: no such file, not JSON, or what `LoraSpec` cannot represent, by its name.
+    """
+    path = Path(directory) / "adapter_config.json"
+    if not path.exists():
+        raise UserError(f"--adapter: no {path}; give the directory of a PEFT adapter")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} is not a JSON object; copy it again")
+    _refuse_the_unknown(path, raw)
+    try:
+        modules = _targeted(path, raw, layers)
+        ranks, alphas = raw.get("rank_pattern") or {}, raw.get("alpha_pattern") or {}
+        rank, alpha, rslora = int(raw["r"]), float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
+        sizes = {
+            module: LoraSize(int(_of_pattern(ranks, module, rank)), float(_of_pattern(alphas, module, alpha)), rslora)
+            for module in modules
+        }
+        spec = spec_of_sizes(sizes, layers, float(raw.get("lora_dropout") or 0.0), bool(raw.get("use_dora")))
+    except KeyError as missing:
+        raise UserError(f"{path} has no field {missing}; it is not the config of a LoRA") from None
+    except (TypeError, ValueError, AttributeError, re.error):
+        raise UserError(f"{path}: a field is not of its type; copy it again") from None
+    spec.check(layers, str(path))
+    return spec, _has_head(path, raw)
+
+
+def to_json(spec: LoraSpec, layers: int, head: bool, base: str) -> dict[str, Any]:
+    """Returns the adapter_config.json of an adapter.
+
+    Args:
+      layers: of the base. head: whether it has a classification head. base: a name of the base.
+    """
+    spec = spec_of_sizes(spec.sizes(layers), layers, spec.dropout, spec.dora)
+    return {
+        "alpha_pattern": {pattern: _number(alpha) for pattern, alpha in spec.alphas},
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_to_transform": list(spec.layers) or None,
+        "lora_alpha": _number(spec.alpha),
+        "lora_dropout": spec.dropout,
+        "modules_to_save": ["score"] if head else None,
+        "peft_type": "LORA",
+        "r": spec.rank,
+        "rank_pattern": dict(spec.ranks),
+        "target_modules": list(spec.targets),
+        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
+        "use_dora": spec.dora,
+        "use_rslora": spec.rslora,
+    }
+
+
+def spec_of_sizes(sizes: dict[str, LoraSize], layers: int, dropout: float = 0.0, dora: bool = False) -> LoraSpec:
+    """Returns the shortest description of the given sizes, the same for the same sizes.
+
+    Args:
+      sizes: by full name of the layer, all of them rsLoRA or none. layers: of the base.
+    """
+    names = [name for name in MODULES if any(module.endswith(f".{name}") for module in sizes)]
+    numbers = sorted({int(module.split(".")[2]) for module in sizes})
+    regular = len(sizes) == len(names) * len(numbers)
+    rank, ranks = _patterns({module: size.rank for module, size in sizes.items()}, names)
+    alpha, alphas = _patterns({module: size.alpha for module, size in sizes.items()}, names)
+    return LoraSpec(
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        targets=tuple(names if regular else [module for module in module_names(layers) if module in sizes]),
+        layers=tuple(numbers) if regular and len(numbers) < layers else (),
+        ranks=ranks,
+        alphas=alphas,
+        rslora=next(iter(sizes.values())).rslora,
+        dora=dora,
+    )
+
+
+def _patterns(values: dict[str, Any], names: list[str]) -> tuple[Any, tuple[tuple[str, Any], ...]]:
+    """The most frequent value, and (pattern, value) for the layers that have another."""
+    counts = collections.Counter(values.values())
+    usual = max(counts, key=lambda value: (counts[value], -value))
+    pairs = []
+    for name in names:
+        here = {module: value for module, value in values.items() if module.endswith(f".{name}")}
+        if len(set(here.values())) == 1:
+            pairs += [(name, value) for value in set(here.values()) if value != usual]
+        else:
+            pairs += [(module, value) for module, value in here.items() if value != usual]
+    return usual, tuple(pairs)
+
+
+def _refuse_the_unknown(path: Path, raw: dict[str, Any]) -> None:
+    if raw.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type = {raw.get('peft_type')!r} is not supported; only LORA is")
+    wrong = [field for field in raw if field not in _NEUTRAL | _READ and raw[field]]
+    wrong += [field for field, plain in (("bias", "none"), ("fan_in_fan_out", False)) if raw.get(field, plain) != plain]
+    start = raw.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE):
+        raise UserError(
+            f"{path}: init_lora_weights = {start!r} changed the base's weights too; save the adapter again with "
+            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+        )
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} = {raw[wrong[0]]!r} cannot be represented; train or save without it")
+
+
+def _targeted(path: Path, raw: dict[str, Any], layers: int) -> list[str]:
+    """The full names of the targeted layers, by PEFT's rules."""
+    targets, excluded = raw.get("target_modules"), raw.get("exclude_modules") or []
+    targets = ["q_proj", "v_proj"] if targets is None else targets  # PEFT's choice for every model read here
+    for name in _OUTSIDE:
+        if targets != "all-linear" and _in(targets, name) and not _in(excluded, name):
+            raise UserError(f"{path}: target_modules = {targets!r} cannot be represented; {name} has no LoRA here")
+    chosen = raw.get("layers_to_transform")
+    chosen = [chosen] if isinstance(chosen, int) else chosen
+    pattern = raw.get("layers_pattern") or "layers"
+    if chosen and "layers" not in ([pattern] if isinstance(pattern, str) else pattern):
+        raise UserError(f"{path}: layers_pattern = {pattern!r} matches nothing; the layers are named 'layers'")
+    everything = targets == "all-linear"
+    modules = [m for m in module_names(layers) if (everything or _in(targets, m)) and not _in(excluded, m)]
+    if chosen and not isinstance(targets, str):
+        # A layer whose full name is given is taken whatever its number.
+        modules = [module for module in modules if module in targets or int(module.split(".")[2]) in chosen]
+    if not modules:
+        raise UserError(f"{path}: target_modules = {targets!r} matches no layer of the base; is it for another model?")
+    return modules
+
+
+def _in(targets: str | list[str], module: str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
+
+
+def _of_pattern(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:
+    return next((v for pattern, v in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), otherwise)
+
+
+def _has_head(path: Path, raw: dict[str, Any]) -> bool:
+    saved = set(raw.get("modules_to_save") or ())
+    if other := saved - {"score", "classifier"}:
+        raise UserError(f"{path}: modules_to_save = {sorted(other)!r} cannot be represented; only a head `score` can")
+    task = raw.get("task_type")
+    if task not in (None, "CAUSAL_LM", "SEQ_CLS"):
+        raise UserError(f"{path}: task_type = {task!r} is not supported; CAUSAL_LM and SEQ_CLS are")
+    return task == "SEQ_CLS" or "score" in saved
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,59 @@
+"""A trained run brought back to its devices, ready to predict."""
+
+from flax import nnx
+
+from jaxlora import partition
+from jaxlora.data.loader import Batches
+from jaxlora.data.tokens import TokenizedNotes, Tokenizer
+from jaxlora.eval.predict import make_predict_step, predict
+from jaxlora.eval.predictions import Predictions
+from jaxlora.interop import huggingface
+from jaxlora.train import checkpoint
+from jaxlora.train.assemble import assemble
+from jaxlora.train.mesh import make_mesh, start_distributed
+from jaxlora.train.objective import Objective
+
+
+class RestoredRun:
+    """A trained run with the parameters of its best (or last, see `config.select`) checkpoint.
+
+    Args:
+      workdir: the run.
+      base: where the base lies now; "" is where it was trained.
+      allow_base_mismatch: takes a base, or a tokenizer, that the run was not trained with.
+      head: False leaves the head out, and the unembedding in: what the run's adapters make of a language model.
+
+    Raises:
+      UserError: `workdir` is no trained run, or its base or tokenizer has changed.
+    """
+
+    def __init__(self, workdir: str, base: str = "", allow_base_mismatch: bool = False, head: bool = True):
+        start_distributed()
+        self.config = checkpoint.read_config(workdir)
+        self.config.base = base or self.config.base
+        checkpoints = checkpoint.Checkpoints(workdir)
+        try:
+            step = checkpoints.choose(self.config.select)
+            metadata = checkpoints.metadata(step)
+            self.tokenizer = Tokenizer(self.config.base)
+            if not allow_base_mismatch:
+                found = {"base": huggingface.fingerprint(self.config.base), "tokenizer": self.tokenizer.fingerprint}
+                checkpoint.check_belongs(workdir, metadata, found)
+            self.kind, self.labels = metadata["kind"], tuple(metadata["labels"])
+            self.mesh = make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)
+            model = assemble(self.config, len(self.labels) if head else 0, self.mesh, fresh=False)
+            definition, state = nnx.split(model)
+            stored = partition.stored_partitions(model, self.config.trainable if head else ())
+            kept = checkpoints.restore_model(step, partition.select(state, stored))
+        finally:
+            checkpoints.close()
+        frozen = partition.select(state, set(partition.partitions(model)) - stored)
+        self.model = nnx.merge(definition, nnx.merge_state(kept, frozen))
+
+    def predict(self, notes: TokenizedNotes) -> Predictions:
+        """Returns the predictions for a split's notes."""
+        definition, state = nnx.split(self.model)
+        objective = Objective(self.kind, tuple(self.config.active), loss_chunk=self.config.loss_chunk)
+        batches = Batches(notes, self.config.data.length, self.config.batch_size, seed=None)
+        step = make_predict_step(definition, objective, self.mesh)
+        return predict(step, state, batches, self.kind, self.labels, self.mesh)
