@@ -84,7 +84,10 @@ def _export_adapter(flag: flags.FlagValues) -> None:
     """write the active adapters of the run in the workdir, as one, to a PEFT directory"""
     from jaxlora.exchange import export_adapter
 
-    weights = [float(weight) for weight in flag.weights]
+    try:
+        weights = [float(weight) for weight in flag.weights]
+    except ValueError:
+        raise UserError(f"--weights: {','.join(flag.weights)!r} are no numbers; give one for each adapter") from None
     print(export_adapter(flag.workdir, flag.output, flag.adapters, flag.combine, weights, flag.rank))
 
 

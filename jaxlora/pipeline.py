@@ -83,7 +83,7 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     }
     if jax.process_index() == 0:
         checkpoint.write_config(workdir, config)
-    fit(config, workdir, model, objective, batches, validate, metadata, mesh)
+    fit(config, workdir, model, objective, batches, validate, metadata, mesh, allow_base_mismatch)
 
 
 def _validation(

@@ -8,6 +8,7 @@ shortest config that gives them back is written.
 
 import collections
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def read_config(directory: str | Path, layers: int) -> tuple[LoraSpec, bool]:
         raise UserError(f"--adapter: no {path}; give the directory of a PEFT adapter")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict):
         raise UserError(f"{path} is not a JSON object; copy it again")
@@ -82,13 +83,16 @@ def read_config(directory: str | Path, layers: int) -> tuple[LoraSpec, bool]:
             module: LoraSize(int(_of_pattern(ranks, module, rank)), float(_of_pattern(alphas, module, alpha)), rslora)
             for module in modules
         }
+        if not all(math.isfinite(size.alpha) for size in sizes.values()):
+            raise ValueError
         spec = spec_of_sizes(sizes, layers, float(raw.get("lora_dropout") or 0.0), bool(raw.get("use_dora")))
+        head = _has_head(path, raw)
     except KeyError as missing:
         raise UserError(f"{path} has no field {missing}; it is not the config of a LoRA") from None
-    except (TypeError, ValueError, AttributeError, re.error):
+    except (TypeError, ValueError, OverflowError, AttributeError, re.error):
         raise UserError(f"{path}: a field is not of its type; copy it again") from None
     spec.check(layers, str(path))
-    return spec, _has_head(path, raw)
+    return spec, head
 
 
 def to_json(spec: LoraSpec, layers: int, head: bool, base: str) -> dict[str, Any]:

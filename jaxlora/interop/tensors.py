@@ -112,7 +112,7 @@ def model_files(directory: str | Path) -> TensorFiles:
         if not names:
             raise UserError(f"{index} is damaged; download it again")
         if outside:
-            raise UserError(f"{index} names a file outside its directory; refuse it")
+            raise UserError(f"{index} names a file outside its directory; download it again from where you trust it")
         for name in names:
             if not os.path.exists(directory / name):
                 raise UserError(f"{directory / name} is missing although {INDEX} names it; download it again")

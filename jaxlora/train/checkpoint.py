@@ -256,7 +256,10 @@ def check_belongs(workdir: str, before: dict[str, Any], now: dict[str, Any]) -> 
     """
     for what, value in now.items():
         if before[what] != value:
-            raise UserError(f"--workdir: {workdir} was trained with another {what}; give back that one, or train anew")
+            override = ", or --allow-base-mismatch" if what in ("base", "tokenizer") else ""
+            raise UserError(
+                f"--workdir: {workdir} was trained with another {what}; give back that one, or train anew{override}"
+            )
 
 
 def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:

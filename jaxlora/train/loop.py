@@ -33,6 +33,7 @@ def fit(
     validate: Callable[[nnx.State], tuple[float, dict[str, float]]] | None,
     metadata: dict[str, Any],
     mesh: Mesh,
+    allow_base_mismatch: bool = False,
 ) -> None:
     """Trains the partitions of `config.trainable`, saving a checkpoint at every validation; resumes where one is.
 
@@ -43,6 +44,7 @@ def fit(
       validate: given the model's whole state, returns (score, metrics), the score being larger for better; None where
         there is no validation split.
       metadata: what the checkpoints belong to.
+      allow_base_mismatch: goes on from a checkpoint of another base or tokenizer.
 
     Raises:
       UserError: the loss or a gradient is not finite; the message says at which update. What was saved before stays.
@@ -59,7 +61,9 @@ def fit(
     checkpoints, iterator = checkpoint.Checkpoints(workdir), iter(batches)
     start = checkpoints.latest or 0
     if start:
-        checkpoint.check_belongs(workdir, checkpoints.metadata(start), metadata)
+        of_base = ("base", "tokenizer") if allow_base_mismatch else ()
+        now = {what: value for what, value in metadata.items() if what not in of_base}
+        checkpoint.check_belongs(workdir, checkpoints.metadata(start), now)
         kept = partition.select(nnx.merge_state(state.params, frozen), stored)
         kept, optimizer_state, data = checkpoints.restore(start, kept, state.optimizer)
         state, frozen = TrainState(_filled(state.params, kept), optimizer_state), _filled(frozen, kept)

@@ -151,11 +151,11 @@ def logits(model, side="right", active=("clinical",)):
     return found if found.ndim == 2 else found[rows["segments"] > 0]
 
 
-def assert_same_logits(model, theirs_model, record, atol=2e-4):
+def assert_same_logits(model, theirs_model, atol=2e-4):
     """That both give the same, padded on either side; keeps the largest difference in the report of the test."""
     for side in ("right", "left"):
         found, wanted = logits(model, side), theirs(theirs_model, side)
-        record("largest logit difference", float(np.abs(found - wanted).max()))
+        print(f"largest logit difference {float(np.abs(found - wanted).max()):.1e}")
         np.testing.assert_allclose(found, wanted, atol=atol, rtol=0, err_msg=side)
 
 
@@ -221,12 +221,12 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_adapter_made_by_peft_gives_its_logits_here(option, bases, tmp_path, record_property):
+def test_adapter_made_by_peft_gives_its_logits_here(option, bases, tmp_path):
     fields, family, task = OPTIONS[option]
     folder, base = bases(family, task)
     model = made_by_peft(base, **fields)
     model.save_pretrained(tmp_path)
-    assert_same_logits(read(tmp_path, folder)[1], model, record_property)
+    assert_same_logits(read(tmp_path, folder)[1], model)
     assert np.abs(theirs(model) - theirs(base)).max() > 0.1  # else a lost adapter would go unseen
 
 
@@ -234,7 +234,7 @@ def test_adapter_made_by_peft_gives_its_logits_here(option, bases, tmp_path, rec
     "fields", [{}, {"use_rslora": True}, {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 5}}], ids=str
 )
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4"])
-def test_pissa_that_peft_converted_gives_its_logits_here(start, fields, bases, tmp_path, record_property):
+def test_pissa_that_peft_converted_gives_its_logits_here(start, fields, bases, tmp_path):
     folder, base = bases("Llama")
     model = made_by_peft(base, randomised=False, init_lora_weights=start, **fields)
     # As PEFT's guide says: what it started from is saved as a plain adapter first.
@@ -245,9 +245,9 @@ def test_pissa_that_peft_converted_gives_its_logits_here(start, fields, bases, t
     wanted = theirs(model)
     model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
     found, here = read(tmp_path / "plain", folder)
-    assert found.spec.rank == 8
+    assert {size.rank for size in found.spec.sizes(3).values()} <= {4, 8}  # twice what it was
     difference = np.abs(logits(here) - wanted).max()
-    record_property("largest logit difference", float(difference))
+    print(f"largest logit difference {float(difference):.1e}")
     assert difference <= 2e-4
 
 
@@ -305,7 +305,7 @@ def export(values, spec, output):
 def load_in_peft(output, base, **more):
     """PEFT's model of a directory, which it must take without a word about keys."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         model = PeftModel.from_pretrained(copy.deepcopy(base), output, **more)
     written = load_file(output / "adapter_model.safetensors")
     taken = get_peft_model_state_dict(model)
@@ -323,11 +323,11 @@ CASES = [
 
 
 @pytest.mark.parametrize("option, family, task", CASES, ids=str)
-def test_adapter_made_here_gives_its_logits_in_peft(option, family, task, bases, tmp_path, record_property):
+def test_adapter_made_here_gives_its_logits_in_peft(option, family, task, bases, tmp_path):
     folder, base = bases(family, task)
     model, values = made_here(folder, SPECS[option], CLASSES if task != "CausalLM" else 0)
     export(values, SPECS[option], tmp_path)
-    assert_same_logits(model, load_in_peft(tmp_path, base), record_property)
+    assert_same_logits(model, load_in_peft(tmp_path, base))
     assert np.abs(logits(model) - theirs(base)).max() > 0.1
 
 
@@ -371,7 +371,7 @@ def their_gradients(model, kind):
 
 @pytest.mark.parametrize("kind", ["lm", "multiclass"])
 @pytest.mark.parametrize("option", ["all-linear", "rslora", "dora", "patterns", "dora, rslora, patterns", "one layer"])
-def test_gradients_are_those_of_peft(option, kind, bases, tmp_path, record_property):
+def test_gradients_are_those_of_peft(option, kind, bases, tmp_path):
     task = "CausalLM" if kind == "lm" else "SequenceClassification"
     folder, base = bases("Llama", task)
     spec = LoraSpec(**{**vars(SPECS[option]), "dropout": 0.0})
@@ -382,5 +382,5 @@ def test_gradients_are_those_of_peft(option, kind, bases, tmp_path, record_prope
     assert loss == pytest.approx(wanted_loss, rel=1e-5)
     assert set(found) == set(wanted)
     worst = max(np.linalg.norm(found[key] - wanted[key]) / np.linalg.norm(wanted[key]) for key in wanted)
-    record_property("largest relative difference", float(worst))
+    print(f"largest relative difference {float(worst):.1e}")
     assert worst <= 1e-4
