@@ -153,12 +153,11 @@ def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapte
     for name in names:
         if name not in metadata["adapters"]:
             raise UserError(f"--adapters: {workdir} has no adapter {name!r}{nearest(name, metadata['adapters'])}")
-    belongs = {what: metadata[what] for what in ("base", "tokenizer", "kind", "labels")}
-    found = {
-        name: peft.from_parameters(values, name, checkpoint.spec_of(metadata["adapters"][name]), belongs)
-        for name in names
-    }
-    return found, values.get(("head", "kernel")) if set(names) == set(config.active) else None
+    head = values.get(("head", "kernel")) if set(names) == set(config.active) else None
+    of_head = () if head is None else ("kind", "labels")
+    belongs = {what: metadata[what] for what in ("base", "tokenizer", *of_head)}
+    specs = {name: checkpoint.spec_of(metadata["adapters"][name]) for name in names}
+    return {name: peft.from_parameters(values, name, spec, belongs) for name, spec in specs.items()}, head
 
 
 def _logits(model: Llama, tokens: np.ndarray, active: tuple[str, ...]) -> np.ndarray:

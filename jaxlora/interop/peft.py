@@ -31,7 +31,7 @@ class Adapter:
       spec: its size. layers: of the base.
       weights: by full name of the layer: `a: [in, rank]`, `b: [rank, out]`, with DoRA `magnitude: [out]`, float32.
       head: `[embed, labels]`, or None.
-      belongs: what it belongs to: base and tokenizer (fingerprints), kind, labels; may lack any.
+      belongs: what it belongs to: base and tokenizer (fingerprints), with a head its kind and labels; may lack any.
     """
 
     spec: LoraSpec

@@ -129,6 +129,7 @@ def spec_of_sizes(sizes: dict[str, LoraSize], layers: int, dropout: float = 0.0,
     Args:
       sizes: by full name of the layer, all of them rsLoRA or none. layers: of the base.
     """
+    sizes = {module: sizes[module] for module in module_names(layers) if module in sizes}
     names = [name for name in MODULES if any(module.endswith(f".{name}") for module in sizes)]
     numbers = sorted({int(module.split(".")[2]) for module in sizes})
     regular = len(sizes) == len(names) * len(numbers)
@@ -138,7 +139,7 @@ def spec_of_sizes(sizes: dict[str, LoraSize], layers: int, dropout: float = 0.0,
         rank=rank,
         alpha=alpha,
         dropout=dropout,
-        targets=tuple(names if regular else [module for module in module_names(layers) if module in sizes]),
+        targets=tuple(names if regular else sizes),
         layers=tuple(numbers) if regular and len(numbers) < layers else (),
         ranks=ranks,
         alphas=alphas,

@@ -81,3 +81,60 @@ def refused() -> Callable:
         return line
 
     return refused
+
+
+@pytest.fixture(scope="session")
+def random_adapter() -> Callable:
+    """Makes an adapter of random weights for a model's shape: `random_adapter(shape, spec, labels, seed)`."""
+    import numpy as np
+    from flax import nnx
+
+    from jaxlora.interop import peft
+    from jaxlora.models.llama import Llama
+
+    def make(shape, spec, labels=0, seed=0, **belongs):
+        abstract = nnx.eval_shape(lambda: Llama(shape, {"clinical": spec}, labels, rngs=nnx.Rngs(0)))
+        rng = np.random.default_rng(seed)
+        values = {}
+        for path, leaf in nnx.to_flat_state(nnx.state(abstract)):
+            if path[0] == "head" or "adapters" in path:
+                values[path] = rng.normal(size=leaf.shape, scale=0.3).astype(np.float32)
+            if path[-1] == "magnitude":
+                values[path] = 1 + np.abs(values[path])
+        found = peft.from_parameters(values, "clinical", spec, belongs)
+        return dataclasses.replace(found, head=values.get(("head", "kernel")))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adapted_logits() -> Callable:
+    """Logits of random tokens by the base of a model with adapters put into it, all of them active:
+    `adapted_logits(model, {name: adapter})`."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from jaxlora.interop import peft
+    from jaxlora.models.llama import Llama
+
+    def run(model, adapters):
+        values = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model))}
+        specs = {name: adapter.spec for name, adapter in adapters.items()}
+        for name, adapter in adapters.items():
+            values |= peft.to_parameters(adapter, name)
+        abstract = nnx.eval_shape(lambda: Llama(model.config, specs, rngs=nnx.Rngs(0)))
+        definition, state = nnx.split(abstract)
+        leaves = [(path, leaf.replace(jnp.asarray(values[path]))) for path, leaf in nnx.to_flat_state(state)]
+        tokens = np.random.default_rng(0).integers(0, model.config.vocab, (2, 12))
+        row = tokens, np.ones_like(tokens), np.tile(np.arange(12), (2, 1))
+
+        @jax.jit
+        def logits(state):
+            model = nnx.merge(definition, state)
+            return model.logits(model(*row, tuple(specs)))
+
+        return np.asarray(logits(nnx.from_flat_state(leaves)))
+
+    return run
