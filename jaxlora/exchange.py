@@ -54,7 +54,8 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
         count = adapter.head.shape[1]
         kind = adapter.belongs.get("kind", "multiclass")
         labels = adapter.belongs.get("labels", [f"LABEL_{i}" for i in range(count)])
-        if kind not in ("binary", "multiclass", "multilabel") or len(labels) != count:
+        named = isinstance(labels, list) and len(labels) == count and all(isinstance(x, str) for x in labels)
+        if kind not in ("binary", "multiclass", "multilabel") or not named:
             raise UserError(f"{directory}/jaxlora.json does not fit the head of {count} labels; copy it again")
     config = default()
     config.base, config.select = base, "last"

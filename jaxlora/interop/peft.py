@@ -3,6 +3,7 @@ which says what the adapter belongs to."""
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from jaxlora.models.llama import LlamaConfig
 from jaxlora.models.lora_spec import LoraSize, LoraSpec
 
 _PREFIX = "base_model.model."
-# As PEFT writes the head now, and as it did in 2023 (with the adapter's name or without).
-_HEAD = ("score.weight", "score.modules_to_save.weight", "score.modules_to_save.default.weight")
 _FORMS = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector": "magnitude"}
 
 
@@ -90,8 +89,8 @@ def read(directory: str | Path, shape: LlamaConfig) -> Adapter:
         weights[module] = here
     head = None
     if has_head:
-        labels = source.shape(given["score.weight"])[0] if "score.weight" in given else 0
-        head = take("score.weight", (labels, shape.embed)).T
+        found = source.shape(given["score.weight"]) if "score.weight" in given else ()
+        head = take("score.weight", (max((1, *found[:1])), shape.embed)).T
     if given:
         name = next(iter(given.values()))
         raise UserError(f"{path}: tensor {name!r} has no place in the adapter that adapter_config.json describes")
@@ -166,16 +165,11 @@ def to_parameters(adapter: Adapter, name: str) -> dict[tuple[str, ...], np.ndarr
 
 
 def _plain(name: str) -> str:
-    """A tensor's name as PEFT writes it today, without the prefix."""
-    name = name.removeprefix(_PREFIX)
-    if name in _HEAD:
-        return "score.weight"
-    for form in _FORMS:
-        stem, _, leaf = form.partition(".")
-        for old in (f"{stem}.default.{leaf}" if leaf else f"{stem}.default", f"{stem}.weight"):
-            if name.endswith(f".{old}") and old != form:
-                return name.removesuffix(old) + form
-    return name
+    """A tensor's name as PEFT writes it today, without the prefix; earlier it left "default", the adapter's name, in, and
+    the head where training has it."""
+    name = re.sub(r"\.default(\.weight)?$", r"\1", name.removeprefix(_PREFIX))
+    name = re.sub(r"(lora_magnitude_vector)\.weight$", r"\1", name)
+    return "score.weight" if name == "score.modules_to_save.weight" else name
 
 
 def _features(module: str, shape: LlamaConfig) -> tuple[int, int]:
@@ -197,7 +191,7 @@ def _read_belongs(directory: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object; copy it again, or remove it")

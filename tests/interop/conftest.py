@@ -85,14 +85,14 @@ def refused() -> Callable:
 
 @pytest.fixture(scope="session")
 def random_adapter() -> Callable:
-    """Makes an adapter of random weights for a model's shape: `random_adapter(shape, spec, labels, seed)`."""
+    """Makes an adapter of random weights for a model's shape: `random_adapter(shape, spec, labels, seed, belongs)`."""
     import numpy as np
     from flax import nnx
 
     from jaxlora.interop import peft
     from jaxlora.models.llama import Llama
 
-    def make(shape, spec, labels=0, seed=0, **belongs):
+    def make(shape, spec, labels=0, seed=0, belongs=()):
         abstract = nnx.eval_shape(lambda: Llama(shape, {"clinical": spec}, labels, rngs=nnx.Rngs(0)))
         rng = np.random.default_rng(seed)
         values = {}
@@ -101,7 +101,7 @@ def random_adapter() -> Callable:
                 values[path] = rng.normal(size=leaf.shape, scale=0.3).astype(np.float32)
             if path[-1] == "magnitude":
                 values[path] = 1 + np.abs(values[path])
-        found = peft.from_parameters(values, "clinical", spec, belongs)
+        found = peft.from_parameters(values, "clinical", spec, dict(belongs))
         return dataclasses.replace(found, head=values.get(("head", "kernel")))
 
     return make

@@ -281,7 +281,10 @@ def test_a_missing_size_is_named(field, config_of, refused):
     refused(lambda: read_config(folder, LAYERS), f"no field '{field}'")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\xff\xfe", "[" * 100_000], ids=repr)
+DAMAGED = {"empty": "", "cut": "{", "list": "[]", "null": "null", "no UTF-8": "\xff\xfe", "deep": "[" * 100_000}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_config_is_one_line(content, tmp_path, refused):
     (tmp_path / "adapter_config.json").write_bytes(content.encode("latin-1"))
     refused(lambda: read_config(tmp_path, LAYERS), "is not a JSON object")

@@ -22,13 +22,8 @@ def run(request, trained, tmp_path_factory):
     """A downstream run of one kind of adapter, on the frozen clinical one; its folder and its flags."""
     workdir = tmp_path_factory.mktemp(request.param) / "run"
     fields = [f"--config.adapters.downstream.{field}" for field in FAMILY[request.param]]
-    flags = [
-        *trained.flags("frozen_downstream"),
-        *fields,
-        "--config.b_rate=2.0",
-        "--config.learning_rate=0.003",
-        f"--workdir={workdir}",
-    ]
+    fields += ["--config.b_rate=2.0", "--config.learning_rate=0.003"]
+    flags = [*trained.flags("frozen_downstream"), *fields, f"--workdir={workdir}"]
     assert trained.run("train", *flags) == 0
     return workdir, flags
 

@@ -4,8 +4,11 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
+from jaxlora import partition
 from jaxlora.errors import UserError
+from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.train.optimizer import make_optimizer, schedule
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -78,3 +81,19 @@ def test_clip_is_of_the_global_norm():
     np.testing.assert_allclose(clipped["a"], [0.06, 0.0], rtol=1e-5)  # 0.1 * 3 / 5
     np.testing.assert_allclose(clipped["b"], [0.08], rtol=1e-5)
     np.testing.assert_allclose(moments(0.0)["b"], [0.4], rtol=1e-5)
+
+
+def test_lora_plus_multiplies_the_rate_of_b_and_magnitude_alone(random_llama):
+    spec = {"clinical": LoraSpec(2, 4.0, dora=True)}
+    params = partition.select(nnx.state(random_llama(spec, 2)), ["adapter/clinical", "head"])
+    gradients = jax.tree.map(np.ones_like, params)
+
+    def updates(b_rate):
+        optimizer = make_optimizer(optax.constant_schedule(0.1), 0.5, 0.0, b_rate)
+        return dict(nnx.to_flat_state(jax.jit(optimizer.update)(gradients, optimizer.init(params), params)[0]))
+
+    usual, plus = updates(1.0), updates(16.0)
+    for path, leaf in usual.items():
+        times = 16.0 if path[-1] in ("b", "magnitude") else 1.0
+        np.testing.assert_allclose(plus[path][...], times * leaf[...], rtol=1e-6)
+    assert {path[-1] for path in usual} == {"a", "b", "magnitude", "kernel"}
