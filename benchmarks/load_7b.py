@@ -1,6 +1,22 @@
 """Loading a 7B-shaped LLaMA: `huggingface.load_base` beside a plain read of the same files, and its host memory.
 
-RESULT
+The files are random, of LLaMA-2 7B's shapes (13.5 GB in bfloat16, four files), written to ``--directory`` and kept
+there. Every measurement is a fresh process. Before a cold one the page cache of the files is emptied, before a warm one
+it is filled; how much came from the disk is printed, since beside a model of 13.5 GB not all of the files fit into the
+cache of a machine of 24 GB. The host's peak is what the process holds at the most above its start (interpreter, jax,
+one small program) and above the model. For example::
+
+    python benchmarks/load_7b.py --directory /tmp/llama7b --rounds 3
+
+On 2 cores and 24 GB, one or two runs of each, other work on both cores meanwhile (the GB/s are a first idea, no more)::
+
+    plain read, 1 thread         cold  13.0, 18.7 s  1.04, 0.72 GB/s    warm   2.4 s  5.5 GB/s
+    plain read, as many threads  cold  19.8,  9.6 s  0.68, 1.40 GB/s    warm   1.8 s  7.7 GB/s
+    load_base, 1 device          cold  43.4, 32.8 s  0.31, 0.41 GB/s    warm  44.9 s  0.3 GB/s (7.3 GB from the disk)
+        host peak 502 MB; bound 262 + 300 = 562 MB holds
+    load_base, 8 CPU devices     cold  61.7 s        0.22 GB/s
+        host peak 449 MB; bound 562 MB holds
+    fingerprint                  cold   0.7 s                           warm   0.3 s
 """
 
 import argparse

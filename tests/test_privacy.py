@@ -47,6 +47,10 @@ def session(trained, tmp_path_factory):
         ["evaluate", f"--workdir={downstream}"],
         ["predict", f"--workdir={downstream}", f"--input={trained.notes}", f"--output={folder / 'scores.csv'}"],
         ["report", f"--workdir={folder}"],
+        ["export-adapter", f"--workdir={downstream}", f"--output={folder / 'adapter'}"],
+        ["export-model", f"--workdir={downstream}", f"--output={folder / 'model'}"],
+        ["import-adapter", f"--adapter={folder / 'adapter'}", f"--base={trained.base}", f"--workdir={folder / 'back'}"],
+        ["generate", f"--workdir={clinical}", f"--input={trained.notes}", f"--output={tables}/text", "--new-tokens=4"],
         ["train", *step_2, f"--workdir={clinical}"],
         ["predict", f"--workdir={clinical}", f"--input={trained.notes}", f"--output={folder / 'refused.csv'}"],
     ]
@@ -82,7 +86,7 @@ def found_in(content, words):
 
 def test_the_session_went_as_meant(session):
     statuses = [line.split()[1:] for line in session[1].splitlines() if line.startswith("STATUS")]
-    assert [status for status, _ in statuses] == ["0"] * 7 + ["2"] * 8
+    assert [status for status, _ in statuses] == ["0"] * 11 + ["2"] * 8
 
 
 def test_the_sentinels_are_in_the_notes(trained, session):
@@ -93,7 +97,8 @@ def test_the_sentinels_are_in_the_notes(trained, session):
 def test_nothing_of_a_note_is_in_a_file_of_a_run(trained, session):
     paths = [path for path in session[0].rglob("*") if path.is_file()]
     paths = [path for path in paths if "clinical_notes" not in path.parts]  # the prepared datasets
-    assert {"log.jsonl", "config.json", "predictions-test.npz", "scores.csv", "report.md"} <= {p.name for p in paths}
+    names = {"log.jsonl", "config.json", "predictions-test.npz", "scores.csv", "report.md", "jaxlora.json"}
+    assert names <= {path.name for path in paths}
     assert [path for path in paths if "tensorboard" in path.parts and path.stat().st_size > 0]
     leaks = []
     for path in paths:

@@ -144,7 +144,7 @@ def _fingerprint(directory: str, _: tuple) -> str:
     def rows(name: str) -> bytes:
         count = source.shape(name)[0] if source.shape(name) else 0
         spaced = sorted({round(i) for i in np.linspace(0, count - 1, min(count, 64))})
-        return b"".join(source.read(name, (slice(i, i + 1),)).tobytes() for i in spaced)
+        return source.rows(name, spaced)
 
     with ThreadPoolExecutor(_READERS) as pool:
         for name, content in zip(source.names, pool.map(rows, source.names), strict=True):
@@ -176,11 +176,12 @@ def _place_on_devices(path, leaf, placed, shards, done) -> tuple[jax.Array, dict
     turn = _turn(path[0] != "embedding", jnp.dtype(leaf.dtype).name, _of_layer(placed) if stacked else placed)
     value = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=placed)(leaf.shape, leaf.dtype) if stacked else None
     finite = {}
-    for number, (name, parts) in enumerate(shards):
+    for name, parts in shards:  # without enumerate, which keeps what it gave last while the next tensor comes
         shape = _stored_shape(path, leaf.shape)
         tensor = jax.make_array_from_callback(shape, stored, lambda index, parts=parts: parts[_key(index)])
         new, finite[name] = turn(tensor)
-        value = _insert(placed)(value, new, number) if stacked else new
+        value = _insert(placed)(value, new, len(finite) - 1) if stacked else new
+        del parts, tensor, new  # these too would live on
         jax.block_until_ready(value)  # else the host would run ahead with every tensor in memory
         done(name)
     return value, finite
@@ -224,7 +225,14 @@ def _insert(placed: NamedSharding) -> Callable:
 
     Apart from `_turn`, since a CPU takes six times as long to transpose into a stack as to do one after the other.
     """
-    insert = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+
+    def insert(stack, new, number):
+        # As bits: bfloat16 itself a CPU computes in float32, the whole stack there and back for every layer.
+        bits = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
+        stack_bits, new_bits = (jax.lax.bitcast_convert_type(x, bits) for x in (stack, new))
+        written = jax.lax.dynamic_update_index_in_dim(stack_bits, new_bits, number, axis=0)
+        return jax.lax.bitcast_convert_type(written, stack.dtype)
+
     return jax.jit(insert, donate_argnums=0, out_shardings=placed)
 
 
@@ -233,18 +241,19 @@ def _read_ahead(source: TensorFiles, jobs: list[tuple[str, NamedSharding]]) -> I
 
     def read(name: str, place: NamedSharding) -> dict:
         indices = {_key(i): i for i in place.addressable_devices_indices_map(source.shape(name)).values()}
-        return {key: source.read(name, index) for key, index in indices.items()}
+        return dict(zip(indices, source.read_parts(name, list(indices.values())), strict=True))
 
     waiting: collections.deque[tuple[int, Future]] = collections.deque()
     todo = collections.deque(jobs)
+    held = 0  # bytes that are read or being read, the tensor that the caller has among them
     with ThreadPoolExecutor(_READERS) as pool:
         while todo or waiting:
-            while todo:
-                size = source.bytes(todo[0][0])
-                if waiting and sum(held for held, _ in waiting) + size > _AHEAD:
-                    break
-                waiting.append((size, pool.submit(read, *todo.popleft())))
+            while todo and (not held or held + source.bytes(todo[0][0]) <= _AHEAD):
+                waiting.append((source.bytes(todo[0][0]), pool.submit(read, *todo.popleft())))
+                held += waiting[-1][0]
+            size = waiting[0][0]
             yield waiting.popleft()[1].result()
+            held -= size
 
 
 def _key(index: tuple[slice, ...]) -> tuple:

@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -13,15 +15,16 @@ from jaxlora.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_DTYPES = {"F32": 4, "F16": 2, "BF16": 2}  # bytes a number
+_DTYPES = {name: np.dtype(t) for name, t in (("F32", "f4"), ("F16", "f2"), ("BF16", ml_dtypes.bfloat16))}
+_BLOCK = 16_000_000  # bytes read at once of rows that are divided
 _SHARD_BYTES = 5_000_000_000
 
 
 class TensorFiles:
     """The tensors of some safetensors files.
 
-    A file is opened anew for each read: its pages are mapped no longer than the read takes, so that the process never
-    seems to hold the whole file.
+    They are read, not mapped: the pages of a mapped file count as the process's own, a reader of one holds the
+    interpreter's lock while the disk is awaited, and the kernel reads far more than is asked for.
 
     Args:
       paths: the files.
@@ -34,6 +37,8 @@ class TensorFiles:
     def __init__(self, paths: Iterable[Path]):
         self.where: dict[str, Path] = {}
         self._forms: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._starts: dict[str, int] = {}
+        self._states: dict[Path, tuple[int, int]] = {}
         for path in paths:
             if not path.exists():
                 raise UserError(f"{path} is missing; download it again")
@@ -45,6 +50,12 @@ class TensorFiles:
                             raise UserError(f"{path}: tensor {name!r} is in {self.where[name].name} too; remove one")
                         self.where[name] = path
                         self._forms[name] = (tuple(part.get_shape()), part.get_dtype())
+                with open(path, "rb") as file:
+                    self._states[path] = _state(file)
+                    length = int.from_bytes(file.read(8), "little")
+                    forms = json.loads(file.read(length))
+                for name in forms.keys() - {"__metadata__"}:
+                    self._starts[name] = 8 + length + forms[name]["data_offsets"][0]
             except (SafetensorError, OSError, OverflowError):
                 raise UserError(f"{path} is truncated or not a safetensors file; download it again") from None
         for name, (_, dtype) in self._forms.items():
@@ -69,7 +80,7 @@ class TensorFiles:
 
     def bytes(self, name: str) -> int:
         """The size of a tensor in its file."""
-        return int(np.prod(self.shape(name), dtype=np.int64)) * _DTYPES[self.dtype(name)]
+        return int(np.prod(self.shape(name), dtype=np.int64)) * _DTYPES[self.dtype(name)].itemsize
 
     def check(self, name: str, shape: tuple[int, ...], why: str) -> None:
         """Checks that there is a tensor of this shape.
@@ -87,12 +98,72 @@ class TensorFiles:
             )
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """Reads a tensor, or its part at `index`, in the dtype it is stored in."""
+        """Reads a tensor, or its part at `index`, in the dtype it is stored in.
+
+        Whole rows are read, to an address that is a multiple of 64: a CPU device takes such an array without a copy.
+        """
+        shape = self.shape(name)
+        count = shape[0] if shape else 1
+        start, stop, _ = (index[0] if index else slice(None)).indices(count)
+        width = self.bytes(name) // max(count, 1)
+        rows = aligned((stop - start, *shape[1:]) if shape else (), self.dtype(name))
+        self._fill(name, [(rows.reshape(-1).view(np.uint8), start * width)])
+        return rows[(slice(None), *index[1:])] if len(index) > 1 else rows
+
+    def read_parts(self, name: str, indices: Sequence[tuple[slice, ...]]) -> list[np.ndarray]:
+        """Reads several parts of a tensor, each an array of its own; what divides a row is read once for all."""
+        shape = self.shape(name)
+        spans = [[i.indices(n)[:2] for i, n in zip(index, shape, strict=True)] for index in indices]
+        if all(span[1:] == [(0, n) for n in shape[1:]] for span in spans):
+            return [self.read(name, index) for index in indices]
+        block = max(1, _BLOCK // (self.bytes(name) // shape[0]))
+        parts = [aligned(tuple(stop - start for start, stop in span), self.dtype(name)) for span in spans]
+        for first, last in sorted({span[0] for span in spans}):
+            for start in range(first, last, block):
+                read = self.read(name, (slice(start, min(start + block, last)),))
+                for part, index, span in zip(parts, indices, spans, strict=True):
+                    if span[0] == (first, last):
+                        part[start - first :][: len(read)] = read[(slice(None), *index[1:])]
+        return parts
+
+    def rows(self, name: str, numbers: Sequence[int]) -> bytes:
+        """Reads some rows of a tensor, and nothing between them."""
+        width = self.bytes(name) // max((self.shape(name) or (1,))[0], 1)
+        rows = np.empty((len(numbers), width), np.uint8)
+        self._fill(name, [(row, i * width) for row, i in zip(rows, numbers, strict=True)], scattered=True)
+        return rows.tobytes()
+
+    def _fill(self, name: str, parts: list[tuple[np.ndarray, int]], scattered: bool = False) -> None:
+        """Fills each array with the bytes of the tensor that begin there."""
         try:
-            with safe_open(self.where[name], framework="numpy") as file:
-                return file.get_slice(name)[index] if index else file.get_tensor(name)
-        except (SafetensorError, OSError):
+            with open(self.where[name], "rb", buffering=0) as file:
+                if _state(file) != self._states[self.where[name]]:
+                    raise OSError
+                if scattered and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+                for part, start in parts:
+                    file.seek(self._starts[name] + start)
+                    done = 0
+                    while done < len(part):  # one call reads 2 GB at the most
+                        count = file.readinto(memoryview(part)[done:])
+                        if not count:
+                            raise OSError
+                        done += count
+        except OSError:
             raise UserError(f"{self.where[name]} cannot be read any more; was it changed meanwhile?") from None
+
+
+def _state(file: IO) -> tuple[int, int]:
+    """Size and time of change of an open file."""
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Returns an array of a stored dtype, not filled, that starts at a multiple of 64 bytes."""
+    size = int(np.prod(shape, dtype=np.int64)) * _DTYPES[dtype].itemsize
+    room = np.empty(size + 64, np.uint8)
+    return room[-room.ctypes.data % 64 :][:size].view(_DTYPES[dtype]).reshape(shape)
 
 
 def model_files(directory: str | Path) -> TensorFiles:

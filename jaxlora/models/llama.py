@@ -97,10 +97,10 @@ class Block(nnx.Module):
         """Applies layer number `layer` to `x: [batch, length, embed]`.
 
         Args:
-          attention: (q, k, v) of the layer to the attention's output and whatever is to be kept of the layer.
+          attention: (q, k, v) of the layer to the attention's output and the cache, where there is one.
 
         Returns:
-          (x, what was kept).
+          (x, the cache).
         """
         c = self.config
         batch, length, _ = x.shape
@@ -110,11 +110,11 @@ class Block(nnx.Module):
         k = self.k_proj(h, active, keys[1], layer).reshape(batch, length, c.kv_heads, c.head_dim)
         v = self.v_proj(h, active, keys[2], layer).reshape(batch, length, c.kv_heads, c.head_dim)
         q, k = checkpoint_name(rotate(q, *rotation), "q"), checkpoint_name(rotate(k, *rotation), "k")
-        a, kept = attention(q, k, checkpoint_name(v, "v"))
+        a, cache = attention(q, k, checkpoint_name(v, "v"))
         x = x + self.o_proj(a.reshape(batch, length, c.heads * c.head_dim), active, keys[3], layer)
         h = self.mlp_norm(x)
         gate, up = self.gate_proj(h, active, keys[4], layer), self.up_proj(h, active, keys[5], layer)
-        return x + self.down_proj(jax.nn.silu(gate) * up, active, keys[6], layer), kept
+        return x + self.down_proj(jax.nn.silu(gate) * up, active, keys[6], layer), cache
 
 
 class Cache(NamedTuple):
@@ -122,6 +122,14 @@ class Cache(NamedTuple):
 
     k: jax.Array
     v: jax.Array
+
+    def write(self, layer: jax.Array, slot: jax.Array | int, k: jax.Array, v: jax.Array) -> "Cache":
+        """Returns the cache with `k` and `v: [batch, n, kv_heads, head_dim]` of a layer at the slots from `slot` on."""
+        at = (layer, 0, slot, 0, 0)
+        return Cache(
+            jax.lax.dynamic_update_slice(self.k, k[None].astype(self.k.dtype), at),
+            jax.lax.dynamic_update_slice(self.v, v[None].astype(self.v.dtype), at),
+        )
 
 
 class Llama(nnx.Module):
@@ -163,17 +171,15 @@ class Llama(nnx.Module):
           active: names of the adapters that enter the forward pass.
           key: for the adapters' dropout; None computes without.
         """
-        return self._run(tokens, segments, positions, active, key, lambda a, k, v: (a, None))[0]
+        return self._packed(tokens, segments, positions, active, key, None)[0]
 
     def prefill(
         self, tokens: jax.Array, segments: jax.Array, positions: jax.Array, slots: int, active: tuple[str, ...] = ()
     ) -> tuple[jax.Array, Cache]:
         """Returns the hidden states, as a call does, and a cache with room for `slots` positions, these the first."""
-
-        def padded(x):
-            return jnp.pad(x, ((0, 0), (0, slots - x.shape[1]), (0, 0), (0, 0)))
-
-        return self._run(tokens, segments, positions, active, None, lambda a, k, v: (a, Cache(padded(k), padded(v))))
+        c = self.config
+        empty = jnp.zeros((c.layers, len(tokens), slots, c.kv_heads, c.head_dim), c.dtype)
+        return self._packed(tokens, segments, positions, active, None, Cache(empty, empty))
 
     def decode(
         self,
@@ -197,39 +203,37 @@ class Llama(nnx.Module):
         if self.config.window:
             visible = visible & (jnp.arange(visible.shape[1]) > slot - self.config.window)
 
-        def attention(q, k, v, *, before):
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
-                for old, new in zip(before, (k, v), strict=True)
-            )
-            return attend_cached(q, k, v, visible), Cache(k, v)
+        def attention(q, k, v, layer, cache):
+            cache = cache.write(layer, slot, k, v)
+            return attend_cached(q, cache.k[layer], cache.v[layer], visible), cache
 
         return self._scan(tokens, positions, positions + 1, attention, active, None, cache)
 
-    def _run(self, tokens, segments, positions, active, key, keep: Callable):
-        """The packed rows through the blocks; `keep(attended, k, v)` says what is kept of each layer."""
+    def _packed(self, tokens, segments, positions, active, key, cache: Cache | None):
+        """Packed rows through the blocks; their keys and values go to the front of the cache, where there is one."""
 
-        def attention(q, k, v, *, before):
-            return keep(attend(q, k, v, segments, self.config.window), k, v)
+        def attention(q, k, v, layer, cache):
+            return attend(q, k, v, segments, self.config.window), None if cache is None else cache.write(layer, 0, k, v)
 
-        return self._scan(tokens, positions, note_lengths(positions, segments), attention, active, key, None)
+        return self._scan(tokens, positions, note_lengths(positions, segments), attention, active, key, cache)
 
     def _scan(self, tokens, positions, lengths, attention: Callable, active, key, cache: Cache | None):
         c = self.config
         rotation = rotary(c.rope, positions, lengths, c.head_dim)
         definition, layers = nnx.split(self.blocks)
 
-        def block(x, layer):
-            weights, layer_key, before, number = layer
-            attend_here = functools.partial(attention, before=before)
-            return nnx.merge(definition, weights)(x, rotation, attend_here, active, layer_key, number)
+        def block(carry, layer):
+            x, cache = carry
+            weights, layer_key, number = layer
+            attend_here = functools.partial(attention, layer=number, cache=cache)
+            return nnx.merge(definition, weights)(x, rotation, attend_here, active, layer_key, number), None
 
         if c.remat != "none":
             block = jax.checkpoint(block, policy=REMAT[c.remat])
         keys = None if key is None else jax.random.split(key, c.layers)
         x = self.embedding[...][tokens].astype(c.dtype)
-        x, kept = jax.lax.scan(block, x, (layers, keys, cache, jnp.arange(c.layers)), unroll=c.unroll)
-        return self.norm(x), kept
+        (x, cache), _ = jax.lax.scan(block, (x, cache), (layers, keys, jnp.arange(c.layers)), unroll=c.unroll)
+        return self.norm(x), cache
 
     def unembedding(self) -> jax.Array:
         """The language-model head, `[embed, vocab]`."""
