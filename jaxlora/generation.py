@@ -19,7 +19,7 @@ from jaxlora.interop.llama_config import read_json
 from jaxlora.models.generate import make_generate, pad_left
 from jaxlora.restore import RestoredRun
 from jaxlora.train.assemble import assemble
-from jaxlora.train.mesh import make_mesh, start_distributed
+from jaxlora.train.mesh import make_mesh, put_batch, replicated, start_distributed
 
 _BATCH = 16
 _STEP = 64  # prompts are padded to a multiple of it, so that few lengths are compiled
@@ -57,7 +57,7 @@ def complete_prompt(
     Args:
       workdir: a trained run, whose active adapters go on; "" is the base alone, or the adapters of `config`.
       base: where the base lies, if not where the run or the config says.
-      config: its dtype and mesh, where there is no run.
+      config: its dtype and mesh, where there is no run; None computes in float32 on a CPU, else in bfloat16.
 
     Raises:
       UserError: a value out of range, or neither a run nor a base.
@@ -102,17 +102,22 @@ def complete_table(
 
 def _complete(prompts, sampling, workdir, base, config, allow_base_mismatch) -> list[str]:
     sampling.check()
+    if workdir and config is not None:
+        raise UserError("--config and --workdir are both set; a run has a config of its own")
     if workdir:
         run = RestoredRun(workdir, base, allow_base_mismatch, head=False)
-        model, tokenizer, config = run.model, run.tokenizer, run.config
+        model, tokenizer, config, mesh = run.model, run.tokenizer, run.config, run.mesh
     else:
         start_distributed()
-        config = config or default()
+        if config is None:
+            config = default()
+            config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         config.base = base or config.base
         if not config.base:
             raise UserError("--base is not set; give it, or the --workdir of a run")
         tokenizer = Tokenizer(config.base)
-        model = assemble(config, 0, make_mesh(config.mesh.fsdp, config.mesh.tensor), True, allow_base_mismatch)
+        mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
+        model = assemble(config, 0, mesh, True, allow_base_mismatch)
     stop = read_json(config.base).get("eos_token_id")
     stop = {*(stop if isinstance(stop, list) else [stop]), tokenizer.eos} - {None}
     definition, state = nnx.split(model)
@@ -123,16 +128,20 @@ def _complete(prompts, sampling, workdir, base, config, allow_base_mismatch) -> 
         tuple(sorted(stop)),
         sampling.temperature,
         sampling.top_p,
+        replicated(mesh),
     )
     encoded = tokenizer.encode(prompts)
     order = np.argsort([len(ids) for ids in encoded], kind="stable")  # prompts of like length go together
     texts, key = [""] * len(prompts), jax.random.key(sampling.seed)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-min(_BATCH, len(prompts)) // devices) * devices
     with tqdm(total=len(prompts), desc="generating", unit="text", leave=False) as bar:
-        for start in range(0, len(order), _BATCH):
-            chosen = [int(i) for i in order[start : start + _BATCH]]
-            rows = [encoded[i] for i in chosen] + [encoded[chosen[0]]] * (min(_BATCH, len(prompts)) - len(chosen))
+        for start in range(0, len(order), size):
+            chosen = [int(i) for i in order[start : start + size]]
+            rows = [encoded[i] for i in chosen] + [encoded[chosen[0]]] * (size - len(chosen))
             tokens, lengths = pad_left(rows, -(-max(map(len, rows)) // _STEP) * _STEP)
-            made = np.asarray(generate(state, tokens, lengths, jax.random.fold_in(key, start)))
+            batch = put_batch(mesh, {"tokens": tokens, "lengths": lengths})
+            made = np.asarray(generate(state, batch["tokens"], batch["lengths"], jax.random.fold_in(key, start)))
             for i, ids in zip(chosen, made, strict=False):
                 ends = np.flatnonzero(np.isin(ids, list(stop)))
                 texts[i] = tokenizer.decode(ids[: ends[0]] if len(ends) else ids)

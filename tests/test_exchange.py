@@ -219,6 +219,7 @@ def test_another_base_is_refused_until_it_is_allowed(trained, exported, other_ba
         ("export-model", ["--workdir={run}", "--output={a}"], "exists; give a new folder"),
         ("export-model", ["--workdir={new}", "--output={new}"], "has no config.json"),
         ("generate", ["--workdir={run}", "--input={table}", "--output={new}"], "column 'text', row 2: no text"),
+        ("generate", ["--workdir={run}", "--prompt=a", "--config=configs/table.py"], "--config and --workdir are both"),
         ("generate", ["--workdir={run}", "--prompt=a", "--new-tokens=0"], "--new-tokens is 0"),
         ("generate", ["--workdir={run}", "--prompt=a", "--temperature=-1"], "--temperature is -1.0"),
     ],

@@ -165,8 +165,7 @@ def to_parameters(adapter: Adapter, name: str) -> dict[tuple[str, ...], np.ndarr
 
 
 def _plain(name: str) -> str:
-    """A tensor's name as PEFT writes it today, without the prefix; earlier it left "default", the adapter's name, in, and
-    the head where training has it."""
+    """A tensor's name as PEFT writes it today, without the prefix; a state dict has the adapter's name in it too."""
     name = re.sub(r"\.default(\.weight)?$", r"\1", name.removeprefix(_PREFIX))
     name = re.sub(r"(lora_magnitude_vector)\.weight$", r"\1", name)
     return "score.weight" if name == "score.modules_to_save.weight" else name

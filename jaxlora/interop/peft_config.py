@@ -187,7 +187,8 @@ def _targeted(path: Path, raw: dict[str, Any], layers: int) -> list[str]:
     chosen = raw.get("layers_to_transform")
     chosen = [chosen] if isinstance(chosen, int) else chosen
     pattern = raw.get("layers_pattern") or "layers"
-    if chosen and "layers" not in ([pattern] if isinstance(pattern, str) else pattern):
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    if chosen and not any(re.match(rf"(.*\.)?{p}\.0\.", module_names(1)[0]) for p in patterns):
         raise UserError(f"{path}: layers_pattern = {pattern!r} matches nothing; the layers are named 'layers'")
     everything = targets == "all-linear"
     modules = [m for m in module_names(layers) if (everything or _in(targets, m)) and not _in(excluded, m)]

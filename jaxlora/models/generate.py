@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 
 def make_generate(
@@ -15,6 +16,7 @@ def make_generate(
     stop: tuple[int, ...],
     temperature: float = 0.0,
     top_p: float = 1.0,
+    out_shardings: NamedSharding | None = None,
 ) -> Callable:
     """Returns `generate(state, tokens, lengths, key) -> [batch, new_tokens]`, jitted.
 
@@ -26,6 +28,7 @@ def make_generate(
       stop: tokens that end a text.
       temperature: 0 takes the most probable token; else the logits are divided by it.
       top_p: samples among the most probable tokens that together reach this probability (Holtzman et al. 2020).
+      out_shardings: where the result is to lie; the batch lies where `tokens` and `lengths` do.
     """
     stops = jnp.asarray(stop or (-1,))
 
@@ -63,7 +66,7 @@ def make_generate(
             return logits.argmax(axis=-1).astype(jnp.int32)
         return jax.random.categorical(key, nucleus(logits / temperature, top_p), axis=-1).astype(jnp.int32)
 
-    return jax.jit(generate)
+    return jax.jit(generate, out_shardings=out_shardings)
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:

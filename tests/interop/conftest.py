@@ -84,30 +84,6 @@ def refused() -> Callable:
 
 
 @pytest.fixture(scope="session")
-def random_adapter() -> Callable:
-    """Makes an adapter of random weights for a model's shape: `random_adapter(shape, spec, labels, seed, belongs)`."""
-    import numpy as np
-    from flax import nnx
-
-    from jaxlora.interop import peft
-    from jaxlora.models.llama import Llama
-
-    def make(shape, spec, labels=0, seed=0, belongs=()):
-        abstract = nnx.eval_shape(lambda: Llama(shape, {"clinical": spec}, labels, rngs=nnx.Rngs(0)))
-        rng = np.random.default_rng(seed)
-        values = {}
-        for path, leaf in nnx.to_flat_state(nnx.state(abstract)):
-            if path[0] == "head" or "adapters" in path:
-                values[path] = rng.normal(size=leaf.shape, scale=0.3).astype(np.float32)
-            if path[-1] == "magnitude":
-                values[path] = 1 + np.abs(values[path])
-        found = peft.from_parameters(values, "clinical", spec, dict(belongs))
-        return dataclasses.replace(found, head=values.get(("head", "kernel")))
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def adapted_logits() -> Callable:
     """Logits of random tokens by the base of a model with adapters put into it, all of them active:
     `adapted_logits(model, {name: adapter})`."""

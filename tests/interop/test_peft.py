@@ -86,7 +86,7 @@ def test_written_read_and_written_again_are_the_same_bytes(option, labels, shape
 
 @pytest.mark.parametrize("option, labels", [("dora, rslora, patterns", 0), ("regex", 3)])
 def test_exported_imported_and_exported_are_the_same_bytes(option, labels, shape, small_base, random_adapter, tmp_path):
-    kind = {"kind": "multilabel" if labels else "lm", "labels": [f"label {i}" for i in range(labels)]}
+    kind = {"kind": "multilabel", "labels": [f"label {i}" for i in range(labels)]} if labels else {}
     belongs = {"base": huggingface.fingerprint(small_base), "tokenizer": Tokenizer(small_base).fingerprint, **kind}
     first, second = tmp_path / "first", tmp_path / "second"
     peft.write(first, random_adapter(shape, SPECS[option], labels, belongs=belongs), small_base.name)

@@ -42,6 +42,10 @@ SHORTEST = {
         LoraSpec(2, 6.0, targets=("q_proj", "k_proj", "v_proj"), ranks=(("q_proj", 4), ("k_proj", 4))),
         LoraSpec(4, 6.0, targets=("q_proj", "k_proj", "v_proj"), ranks=(("v_proj", 2),)),
     ),
+    "of two as frequent, the smaller": (
+        LoraSpec(4, 6.0, ranks=(("v_proj", 2),)),
+        LoraSpec(2, 6.0, ranks=(("q_proj", 4),)),
+    ),
     "pattern of one layer": (
         LoraSpec(4, 6.0, ranks=((r".*layers\.1\..*q_proj", 2), ("q_proj", 4))),
         LoraSpec(4, 6.0, ranks=((FULL.format(1, "q_proj"), 2),)),
@@ -175,6 +179,10 @@ RULES = {
     "no layers": ({"layers_to_transform": [], "target_modules": ["q_proj"]}, {(i, "q_proj") for i in range(3)}),
     "named layers": (
         {"layers_to_transform": [1], "layers_pattern": ["h", "layers"], "target_modules": ["q_proj"]},
+        {(1, "q_proj")},
+    ),
+    "layers named in full": (
+        {"layers_to_transform": [1], "layers_pattern": "model.layers", "target_modules": ["q_proj"]},
         {(1, "q_proj")},
     ),
     "a full name is taken in any layer": (
