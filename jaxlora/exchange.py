@@ -42,6 +42,8 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     Raises:
       UserError: what `peft.read` raises, a workdir that is in use, or another base.
     """
+    if not name.isidentifier() or name in ("base", "head"):
+        raise UserError(f"--name is {name!r}; give a word of letters, digits and _, such as clinical")
     if checkpoint.exists(workdir):
         raise UserError(f"--workdir: {workdir} holds a run already; give a new folder")
     adapter = peft.read(directory, read_config(base))
@@ -49,34 +51,43 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     for what, value in belongs.items():
         if adapter.belongs.get(what, value) != value and not allow_base_mismatch:
             raise UserError(f"--base: {directory} belongs to another {what}; give that one, or --allow-base-mismatch")
-    kind, labels = "lm", []
-    if adapter.head is not None:
-        count = adapter.head.shape[1]
-        kind = adapter.belongs.get("kind", "multiclass")
-        labels = adapter.belongs.get("labels", [f"LABEL_{i}" for i in range(count)])
-        named = isinstance(labels, list) and len(labels) == count and all(isinstance(x, str) for x in labels)
-        if kind not in ("binary", "multiclass", "multilabel") or not named:
-            raise UserError(f"{directory}/jaxlora.json does not fit the head of {count} labels; copy it again")
+    kind, labels = _kind_and_labels(directory, adapter)
     config = default()
     config.base, config.select = base, "last"
     config.adapters[name] = adapter_config(**checkpoint.spec_json(adapter.spec))
     config.active = (name,)
-    config.trainable = (name, "head") if adapter.head is not None else (name,)
+    config.trainable = (name,) if adapter.head is None else (name, "head")
     checkpoint.write_config(workdir, config)
-    values = peft.to_parameters(adapter, name)
-    state = nnx.from_flat_state([(path, nnx.Param(jnp.asarray(value))) for path, value in sorted(values.items())])
+    values = sorted(peft.to_parameters(adapter, name).items())
+    state = nnx.from_flat_state([(path, nnx.Param(jnp.asarray(value))) for path, value in values])
     specs = {name: checkpoint.spec_json(adapter.spec)}
-    metadata = {**belongs, "adapters": specs, "kind": kind, "labels": list(labels), "training set": "of a PEFT adapter"}
+    metadata = {**belongs, "adapters": specs, "kind": kind, "labels": labels, "training set": "of a PEFT adapter"}
     checkpoints = checkpoint.Checkpoints(workdir)
     try:
         checkpoints.save(0, state, {}, {}, 0.0, metadata)
     finally:
         checkpoints.close()
-    usual = LoraSpec(0, 0.0)
-    given = {f.name: getattr(adapter.spec, f.name) for f in dataclasses.fields(usual)}
-    given = {field: value for field, value in given.items() if value != getattr(usual, field)}
-    fields = ", ".join(f"{field}={value!r}" for field, value in {**given, "workdir": workdir}.items())
-    return f"config.adapters.{name} = adapter({fields})"
+    return f"config.adapters.{name} = {_described(adapter.spec, workdir)}"
+
+
+def _kind_and_labels(directory: str, adapter: peft.Adapter) -> tuple[str, list[str]]:
+    """What the head predicts; PEFT keeps neither, so a head that was not exported from here has numbered labels."""
+    if adapter.head is None:
+        return "lm", []
+    count = adapter.head.shape[1]
+    kind = adapter.belongs.get("kind", "multiclass")
+    labels = adapter.belongs.get("labels", [f"LABEL_{i}" for i in range(count)])
+    named = isinstance(labels, list) and len(labels) == count and all(isinstance(x, str) for x in labels)
+    if kind not in ("binary", "multiclass", "multilabel") or not named:
+        raise UserError(f"{directory}/jaxlora.json does not fit the head of {count} labels; copy it again")
+    return kind, labels
+
+
+def _described(spec: LoraSpec, workdir: str) -> str:
+    """The adapter as a line of a config has it, without what is usual."""
+    usual, fields = dataclasses.asdict(LoraSpec(0, 0.0)), dataclasses.asdict(spec)
+    given = {field: value for field, value in fields.items() if value != usual[field]} | {"workdir": workdir}
+    return f"adapter({', '.join(f'{field}={value!r}' for field, value in given.items())})"
 
 
 def export_adapter(

@@ -9,6 +9,8 @@ from typing import Any
 
 from etils import epath
 
+from jaxlora.errors import UserError
+
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file beside its place and renames it there, mode 0600; a failure leaves the previous file intact.
@@ -34,6 +36,21 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes JSON data as `write` does; what is not a number, such as the AUROC of a single class, becomes null."""
     write(path, json.dumps(_without_nan(value), indent=1) + "\n")
+
+
+def read_json_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+      UserError: it holds something else; `remedy` says what to do.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object; {remedy}")
+    return found
 
 
 def _without_nan(value: Any) -> Any:

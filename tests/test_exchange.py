@@ -207,6 +207,7 @@ def test_another_base_is_refused_until_it_is_allowed(trained, exported, other_ba
             ["--adapter=/nowhere", "--base={base}", "--workdir={new}"],
             "no /nowhere/adapter_config.json",
         ),
+        ("import-adapter", ["--adapter={a}", "--base={base}", "--workdir={new}", "--name=a.b"], "--name is 'a.b'"),
         ("import-adapter", ["--adapter={a}", "--base={base}", "--workdir={run}"], "holds a run already; give a new"),
         ("import-adapter", ["--adapter={a}", "--base=/nowhere", "--workdir={new}"], "no /nowhere/config.json"),
         ("export-adapter", ["--workdir={run}", "--output={a}"], "exists; give a new folder"),

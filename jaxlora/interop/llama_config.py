@@ -1,11 +1,11 @@
 """config.json of LLaMA, Mistral and Qwen2 models, to and from `LlamaConfig`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxlora import files
 from jaxlora.errors import UserError
 from jaxlora.models.llama import LlamaConfig
 from jaxlora.models.rotary import Rope
@@ -72,13 +72,7 @@ def read_json(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / "config.json"
     if not path.exists():
         raise UserError(f"config.base: no {path}; give the directory of a Hugging Face LLaMA")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raw = None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} is not a JSON object; download it again")
-    return raw
+    return files.read_json_object(path, "download it again")
 
 
 def to_json(c: LlamaConfig) -> dict[str, Any]:

@@ -186,12 +186,4 @@ def _features(module: str, shape: LlamaConfig) -> tuple[int, int]:
 
 def _read_belongs(directory: Path) -> dict[str, Any]:
     path = directory / "jaxlora.json"
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is not a JSON object; copy it again, or remove it")
-    return found
+    return files.read_json_object(path, "copy it again, or remove it") if path.exists() else {}

@@ -7,12 +7,12 @@ shortest config that gives them back is written.
 """
 
 import collections
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from jaxlora import files
 from jaxlora.errors import UserError
 from jaxlora.models.lora_spec import MODULES, LoraSize, LoraSpec, module_names
 
@@ -68,12 +68,7 @@ def read_config(directory: str | Path, layers: int) -> tuple[LoraSpec, bool]:
     path = Path(directory) / "adapter_config.json"
     if not path.exists():
         raise UserError(f"--adapter: no {path}; give the directory of a PEFT adapter")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raw = None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} is not a JSON object; copy it again")
+    raw = files.read_json_object(path, "copy it again")
     _refuse_the_unknown(path, raw)
     try:
         modules = _targeted(path, raw, layers)
