@@ -16,16 +16,10 @@ from jaxlora.interop import huggingface
 from jaxlora.interop.llama_config import read_config
 from jaxlora.models.llama import Llama
 from jaxlora.train.mesh import make_mesh, shardings
+from tests.goldens.weights import make_weights
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 GOLDENS = Path(__file__).parents[1] / "goldens" / "models.json"
-
-
-def make_weights(shapes: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
-    """Random tensors of these names, the same for ever: numpy keeps the stream of its legacy generator."""
-    random = np.random.RandomState(seed)
-    scaled = {name: 0.3 * random.randn(*shapes[name]).astype(np.float32) for name in sorted(shapes)}
-    return {name: 1 + x if "norm" in name else x for name, x in scaled.items()}
 
 
 @pytest.mark.parametrize("family", json.loads(GOLDENS.read_text()))

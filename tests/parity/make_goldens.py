@@ -1,22 +1,20 @@
 """Writes tests/goldens/models.json, the logits that transformers gives tiny models of every family in float32.
 
-    .venv/bin/python tests/parity/make_goldens.py
+    .venv/bin/python -m tests.parity.make_goldens
 
 Needs the extra `parity`. A model is its config.json, the shapes of its tensors and a seed.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS / "interop"))
-from test_goldens import GOLDENS, make_weights  # noqa: E402
+from tests.goldens.weights import make_weights
 
+GOLDENS = Path(__file__).parents[1] / "goldens" / "models.json"
 TINY = {
     "vocab_size": 32,
     "hidden_size": 16,

@@ -1,6 +1,6 @@
 """Writes tests/goldens/peft: adapters that PEFT makes for a tiny LLaMA, and the logits it gives with them in float32.
 
-    .venv/bin/python tests/parity/make_peft_goldens.py
+    .venv/bin/python -m tests.parity.make_peft_goldens
 
 Needs the extra `parity`. The base is its config.json, the shapes of its tensors and a seed.
 """
@@ -8,7 +8,6 @@ Needs the extra `parity`. The base is its config.json, the shapes of its tensors
 import copy
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,9 @@ import peft
 import torch
 import transformers
 
-TESTS = Path(__file__).parents[1]
-sys.path.insert(0, str(TESTS / "interop"))
-from test_peft_goldens import GOLDENS, make_weights  # noqa: E402
+from tests.goldens.weights import make_weights
 
+GOLDENS = Path(__file__).parents[1] / "goldens" / "peft"
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
