@@ -42,28 +42,33 @@ class TensorFiles:
         for path in paths:
             if not path.exists():
                 raise UserError(f"{path} is missing; download it again")
-            try:
-                with safe_open(path, framework="numpy") as file:
-                    for name in file.keys():
-                        part = file.get_slice(name)
-                        if name in self.where:
-                            raise UserError(f"{path}: tensor {name!r} is in {self.where[name].name} too; remove one")
-                        self.where[name] = path
-                        self._forms[name] = (tuple(part.get_shape()), part.get_dtype())
-                with open(path, "rb") as file:
-                    self._states[path] = _state(file)
-                    length = int.from_bytes(file.read(8), "little")
-                    forms = json.loads(file.read(length))
-                for name in forms.keys() - {"__metadata__"}:
-                    self._starts[name] = 8 + length + forms[name]["data_offsets"][0]
-            except (SafetensorError, OSError, OverflowError):
-                raise UserError(f"{path} is truncated or not a safetensors file; download it again") from None
+            for name, form in self._header(path).items():
+                if name in self.where:
+                    raise UserError(f"{path}: tensor {name!r} is in {self.where[name].name} too; remove one")
+                self.where[name], self._forms[name] = path, (tuple(form["shape"]), form["dtype"])
+                self._starts[name] = form["data_offsets"][0]
         for name, (_, dtype) in self._forms.items():
             if dtype not in _DTYPES:
                 raise UserError(
                     f"{self.where[name]}: tensor {name!r} is stored as {dtype}; convert it to float32, bfloat16 or "
                     "float16 (quantised weights are not read)"
                 )
+
+    def _header(self, path: Path) -> dict[str, dict]:
+        """The header of a file, with offsets from the file's beginning."""
+        try:
+            with safe_open(path, framework="numpy"):  # checks the whole header
+                pass
+            with open(path, "rb") as file:
+                self._states[path] = _state(file)
+                length = int.from_bytes(file.read(8), "little")
+                forms = json.loads(file.read(length))
+        except (SafetensorError, OSError, OverflowError):
+            raise UserError(f"{path} is truncated or not a safetensors file; download it again") from None
+        forms.pop("__metadata__", None)
+        for form in forms.values():
+            form["data_offsets"] = [8 + length + offset for offset in form["data_offsets"]]
+        return forms
 
     @property
     def names(self) -> list[str]:
