@@ -63,6 +63,59 @@ def test_tokenizer_json_is_read_as_it_is(tokenizer, tmp_path):
     assert Tokenizer(tmp_path).encode(ODD) == tokenizer.encode(ODD)
 
 
+EMPTY = {"__type": "AddedToken", "content": "", "lstrip": False, "normalized": True, "rstrip": False}
+
+
+@pytest.mark.parametrize("named", ["", None, EMPTY], ids=["empty", "null", "an empty added token"])
+def test_special_tokens_left_empty_are_the_models_own(tokenizer, small_base, tmp_path, named):
+    """The directories of PMC-LLaMA and MedLLaMA; transformers itself does not get through them."""
+    shutil.copy(small_base / "tokenizer.model", tmp_path)
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), named)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / name).write_text(json.dumps({**special, "tokenizer_class": "LlamaTokenizer"}))
+    repaired = Tokenizer(tmp_path)
+    assert (repaired.bos, repaired.eos) == (tokenizer.bos, tokenizer.eos) == (1, 2)
+    assert repaired.encode(ODD) == tokenizer.encode(ODD)
+
+
+def byte_level(folder, special, **named) -> Tokenizer:
+    """A byte-level tokenizer.json of the kind of Llama 3 and Qwen2."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    fast = Fast(models.BPE())
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    fast.train_from_iterator(["chest pain and pain of the chest"] * 3, trainer)
+    fast.save(str(folder / "tokenizer.json"))
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+    return Tokenizer(folder)
+
+
+def test_a_byte_level_tokenizer_names_its_own_bos(tmp_path):
+    special = ["<|begin_of_text|>", "<|end_of_text|>"]
+    found = byte_level(tmp_path, special, bos_token=special[0], eos_token=special[1])
+    assert (found.bos, found.eos) == (0, 1)
+    for text, ids in zip(ODD, found.encode(ODD), strict=True):
+        assert ids[0] == 0 and found.decode(ids) == text
+
+
+def test_a_tokenizer_without_bos_begins_with_the_text(tmp_path):
+    found = byte_level(tmp_path, ["<|endoftext|>"], eos_token="<|endoftext|>")
+    assert (found.bos, found.eos) == (None, 0)
+    source = [{"id": "a", "patient": "b", "text": "chest pain of the chest"}]
+    whole = found.encode([source[0]["text"]])[0]
+    notes = tokenize(source, found, 3, "chunk", lambda _: None)
+    np.testing.assert_array_equal(notes.tokens, whole)
+    assert list(notes.lengths[:-1]) == [3] * (len(notes.lengths) - 1)
+
+
+def test_decoding_leaves_special_tokens_out(tokenizer):
+    assert tokenizer.decode([1, *tokenizer.encode(["chest pain"])[0], 2]) == "chest pain"
+
+
 def test_fingerprint_is_of_the_file(tokenizer, small_base, tmp_path):
     shutil.copy(small_base / "tokenizer.model", tmp_path)
     assert Tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
