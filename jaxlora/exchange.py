@@ -1,18 +1,14 @@
 """The verbs `import-adapter`, `export-adapter` and `export-model`: adapters in from PEFT, adapters and models out."""
 
-import contextlib
 import dataclasses
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxlora import files
 from jaxlora.config import adapter as adapter_config
 from jaxlora.config import default
 from jaxlora.data.tokens import Tokenizer
@@ -21,7 +17,7 @@ from jaxlora.interop import huggingface, merge, peft
 from jaxlora.interop.combine import combine
 from jaxlora.interop.llama_config import read_config
 from jaxlora.models.llama import Llama
-from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.partition import partition_of
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import load_base
@@ -67,7 +63,7 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
         checkpoints.save(0, state, {}, {}, 0.0, metadata)
     finally:
         checkpoints.close()
-    return f"config.adapters.{name} = {_described(adapter.spec, workdir)}"
+    return f"config.adapters.{name} = {adapter.spec.described(workdir=workdir)}"
 
 
 def _kind_and_labels(directory: str, adapter: peft.Adapter) -> tuple[str, list[str]]:
@@ -80,14 +76,9 @@ def _kind_and_labels(directory: str, adapter: peft.Adapter) -> tuple[str, list[s
     named = isinstance(labels, list) and len(labels) == count and all(isinstance(x, str) for x in labels)
     if kind not in ("binary", "multiclass", "multilabel") or not named:
         raise UserError(f"{directory}/jaxlora.json does not fit the head of {count} labels; copy it again")
+    if count == 1 and not adapter.belongs:
+        raise UserError(f"{directory}: a head of one label is a regression, which no task here is; take one of classes")
     return kind, labels
-
-
-def _described(spec: LoraSpec, workdir: str) -> str:
-    """The adapter as a line of a config has it, without what is usual."""
-    usual, fields = dataclasses.asdict(LoraSpec(0, 0.0)), dataclasses.asdict(spec)
-    given = {field: value for field, value in fields.items() if value != usual[field]} | {"workdir": workdir}
-    return f"adapter({', '.join(f'{field}={value!r}' for field, value in given.items())})"
 
 
 def export_adapter(
@@ -110,14 +101,18 @@ def export_adapter(
     base = checkpoint.read_config(workdir).base
     if not adapters:
         raise UserError(f"--workdir: {workdir} has no active adapter to export")
+    if rank and combination != "svd":
+        raise UserError(
+            f"--rank is {rank}, which --combine={combination} has no use for; give --combine=svd, or no rank"
+        )
     weights = tuple(weights) or (1.0,) * len(adapters)
     if len(weights) != len(adapters):
         raise UserError(f"--weights: {len(weights)} weights for {len(adapters)} adapters ({', '.join(adapters)})")
     result, error = next(iter(adapters.values())), 0.0
     if len(adapters) > 1 or combination != "cat" or set(weights) != {1.0}:
         result, error = combine(list(adapters.values()), weights, combination, rank)
-    with new_directory(output) as folder:
-        peft.write(folder, dataclasses.replace(result, head=head), Path(base).name)
+    with files.new_directory(output) as folder:
+        peft.write(folder, dataclasses.replace(result, head=head), huggingface.public_name(base))
     ranks = sorted({size.rank for size in result.spec.sizes(result.layers).values()})
     what = f"{' + '.join(adapters)}: rank {', '.join(map(str, ranks))}"
     what += "" if head is None else f", a head of {head.shape[1]} labels"
@@ -139,10 +134,10 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
     adapters, head = _adapters(workdir, ())
     run = RestoredRun(workdir, base, allow_base_mismatch)
     shape, labels = run.model.config, run.labels
-    tokens = np.random.default_rng(0).integers(0, shape.vocab, (2, 64), np.int32)
+    tokens = np.random.default_rng(0).integers(0, shape.vocab, (8, 64), np.int32)
     wanted = _logits(run.model, tokens, tuple(run.config.active))
     del run.model  # there may be no room for both
-    with new_directory(output) as folder:
+    with files.new_directory(output) as folder:
         merge.write_merged(folder, run.config.base, list(adapters.values()), head, run.kind, labels, run.tokenizer.eos)
         abstract = nnx.eval_shape(lambda: Llama(shape, {}, len(labels), rngs=nnx.Rngs(0)))
         definition, state = nnx.split(abstract)
@@ -161,6 +156,10 @@ def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapte
         metadata, values = checkpoints.metadata(step), checkpoints.load_numpy(step)
     finally:
         checkpoints.close()
+    if any(partition_of(path) == "base" for path in values):
+        raise UserError(
+            f"--workdir: {workdir} trained its base, which no adapter holds; only what is frozen can go out"
+        )
     names = list(names) or sorted(config.active)
     for name in names:
         if name not in metadata["adapters"]:
@@ -183,23 +182,3 @@ def _logits(model: Llama, tokens: np.ndarray, active: tuple[str, ...]) -> np.nda
         return model.head(hidden, segments, 1) if hasattr(model, "head") else model.logits(hidden)
 
     return np.asarray(run(state))
-
-
-@contextlib.contextmanager
-def new_directory(path: str) -> Iterator[Path]:
-    """Gives an empty folder beside `path`, which becomes `path` when the block ends well and vanishes when it fails.
-
-    Raises:
-      UserError: `path` exists and is not empty.
-    """
-    target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--output: {path} exists; give a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        os.replace(folder, target)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise

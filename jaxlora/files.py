@@ -1,9 +1,12 @@
 """Files that appear whole or not at all, readable by their owner only."""
 
+import contextlib
 import json
 import math
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,26 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes JSON data as `write` does; what is not a number, such as the AUROC of a single class, becomes null."""
     write(path, json.dumps(_without_nan(value), indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def new_directory(path: str) -> Iterator[Path]:
+    """Gives an empty folder beside `path`, which becomes `path` when the block ends well and vanishes when it fails.
+
+    Raises:
+      UserError: `path` exists and is not empty.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--output: {path} exists; give a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        os.replace(folder, target)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
 
 
 def read_json_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from jaxlora.config import default
 from jaxlora.data import tables
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError
-from jaxlora.interop.llama_config import read_json
+from jaxlora.interop import huggingface
+from jaxlora.interop.llama_config import stop_tokens
 from jaxlora.models.generate import make_generate, pad_left
 from jaxlora.restore import RestoredRun
 from jaxlora.train.assemble import assemble
@@ -38,7 +40,7 @@ class Sampling:
         """Raises UserError where a value is out of range."""
         if self.new_tokens < 1:
             raise UserError(f"--new-tokens is {self.new_tokens}; it must be 1 or more")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise UserError(f"--temperature is {self.temperature}; it must be 0 or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
@@ -117,9 +119,9 @@ def _complete(prompts, sampling, workdir, base, config, allow_base_mismatch) -> 
             raise UserError("--base is not set; give it, or the --workdir of a run")
         tokenizer = Tokenizer(config.base)
         mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
-        model = assemble(config, 0, mesh, True, allow_base_mismatch)
-    stop = read_json(config.base).get("eos_token_id")
-    stop = {*(stop if isinstance(stop, list) else [stop]), tokenizer.eos} - {None}
+        belongs = {"base": huggingface.fingerprint(config.base), "tokenizer": tokenizer.fingerprint}
+        model = assemble(config, 0, mesh, True, {} if allow_base_mismatch else belongs)
+    stop = {*stop_tokens(config.base), tokenizer.eos} - {None}
     definition, state = nnx.split(model)
     generate = make_generate(
         definition,

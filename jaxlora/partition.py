@@ -40,13 +40,12 @@ def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozense
     Raises:
       UserError: a pattern matches no partition of the model, or there is no pattern.
     """
-    present = [name for name in partitions(model) if not name.startswith("initial/")]
-    chosen = set()
+    present, chosen = _present(model), set()
     for pattern in patterns:
-        matched = fnmatch.filter(present, pattern) + fnmatch.filter(present, f"adapter/{pattern}")
+        matched = _matched(pattern, present)
         if not matched:
             raise UserError(f"config.trainable: {pattern!r} matches no partition{nearest(pattern, present)}")
-        chosen.update(matched)
+        chosen |= matched
     if not chosen:
         raise UserError(f"config.trainable is empty: name what is to be trained, of {', '.join(present)}")
     return frozenset(chosen)
@@ -55,8 +54,17 @@ def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozense
 def stored_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozenset[str]:
     """Returns the partitions that a checkpoint of the run holds: all but the base, and the base too where it is
     trained."""
-    trained = trainable_partitions(model, patterns) if patterns else frozenset()
-    return frozenset(partitions(model)) - {"base"} | trained
+    trains_base = any("base" in _matched(pattern, ["base"]) for pattern in patterns)
+    return frozenset(name for name in partitions(model) if name != "base" or trains_base)
+
+
+def _present(model: nnx.Module) -> list[str]:
+    """The partitions that can be trained."""
+    return [name for name in partitions(model) if not name.startswith("initial/")]
+
+
+def _matched(pattern: str, present: Sequence[str]) -> set[str]:
+    return {*fnmatch.filter(present, pattern), *fnmatch.filter(present, f"adapter/{pattern}")}
 
 
 def mask(model: nnx.Module, patterns: Sequence[str]) -> nnx.State:

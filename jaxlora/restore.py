@@ -43,7 +43,7 @@ class RestoredRun:
             self.mesh = make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)
             model = assemble(self.config, len(self.labels) if head else 0, self.mesh, fresh=False)
             definition, state = nnx.split(model)
-            stored = partition.stored_partitions(model, self.config.trainable if head else ())
+            stored = partition.stored_partitions(model, self.config.trainable)
             kept = checkpoints.restore_model(step, partition.select(state, stored))
         finally:
             checkpoints.close()

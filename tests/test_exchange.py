@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from jaxlora.exchange import new_directory
+from jaxlora.files import new_directory
+from jaxlora.interop import huggingface
 from jaxlora.interop.llama_config import read_config
 from jaxlora.interop.tensors import model_files
 from jaxlora.restore import RestoredRun
@@ -176,8 +177,6 @@ def test_an_imported_head_scores_notes(trained, exported, tmp_path):
 @pytest.fixture
 def other_base(trained, tmp_path):
     """The base with one weight changed."""
-    from safetensors.numpy import save_file
-
     folder = shutil.copytree(trained.base, tmp_path / "other")
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] += 1.0
@@ -214,6 +213,12 @@ def test_another_base_is_refused_until_it_is_allowed(trained, exported, other_ba
         ("export-adapter", ["--workdir={run}", "--output={new}", "--adapters=clincal"], "did you mean 'clinical'?"),
         ("export-adapter", ["--workdir={run}", "--output={new}", "--combine=sum"], "--combine: no 'sum'"),
         ("export-adapter", ["--workdir={run}", "--output={new}", "--combine=svd"], "--rank is 0; --combine=svd needs"),
+        (
+            "export-adapter",
+            ["--workdir={run}", "--output={new}", "--rank=2"],
+            "--rank is 2, which --combine=cat has no use for",
+        ),
+        ("export-adapter", ["--workdir={run}", "--output={new}", "--weights=nan,1"], "nan, 1.0 must be finite"),
         ("export-adapter", ["--workdir={run}", "--output={new}", "--combine=linear"], "needs equal ranks"),
         ("export-adapter", ["--workdir={run}", "--output={new}", "--weights=1"], "1 weights for 2 adapters"),
         ("export-adapter", ["--workdir={run}", "--output={new}", "--weights=a,b"], "--weights: 'a,b' are no numbers"),
@@ -222,6 +227,7 @@ def test_another_base_is_refused_until_it_is_allowed(trained, exported, other_ba
         ("generate", ["--workdir={run}", "--input={table}", "--output={new}"], "column 'text', row 2: no text"),
         ("generate", ["--workdir={run}", "--prompt=a", "--config=configs/table.py"], "--config and --workdir are both"),
         ("generate", ["--workdir={run}", "--prompt=a", "--new-tokens=0"], "--new-tokens is 0"),
+        ("generate", ["--workdir={run}", "--prompt=a", "--temperature=nan"], "--temperature is nan"),
         ("generate", ["--workdir={run}", "--prompt=a", "--temperature=-1"], "--temperature is -1.0"),
     ],
 )
@@ -248,3 +254,66 @@ def test_a_folder_that_fails_half_way_is_not_there(tmp_path):
         (folder / "half").write_text("x")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained_base(trained, tmp_path_factory):
+    """A language-model run that trained the base too."""
+    workdir = tmp_path_factory.mktemp("trained_base") / "run"
+    flags = ["--config.trainable=clinical,base", "--config.epochs=1", f"--workdir={workdir}"]
+    assert trained.run("train", *trained.flags("clinical"), *flags) == 0
+    return workdir
+
+
+@pytest.mark.parametrize("verb", ["export-adapter", "export-model"])
+def test_a_run_that_trained_its_base_is_not_exported(trained_base, tmp_path, refused, verb):
+    line = refused(verb, f"--workdir={trained_base}", f"--output={tmp_path / 'out'}")
+    assert "trained its base, which no adapter holds" in line and not list(tmp_path.iterdir())
+
+
+def test_a_run_that_trained_its_base_generates(trained, trained_base, capsys):
+    assert trained.run("generate", f"--workdir={trained_base}", "--prompt=the", "--new-tokens=3") == 0
+    assert capsys.readouterr().out
+
+
+def test_a_base_of_another_shape_is_told_from_a_damaged_checkpoint(trained, tmp_path, random_llama, refused):
+    huggingface.save(tmp_path, random_llama(vocab=400, embed=16, layers=2))
+    shutil.copy(trained.base / "tokenizer.model", tmp_path)
+    flags = [f"--workdir={trained.clinical}", f"--base={tmp_path}", "--allow-base-mismatch", "--prompt=a"]
+    assert "give the base that it was trained with" in refused("generate", *flags)
+
+
+def test_a_merge_that_overflows_is_refused(trained, tmp_path, refused):
+    base, adapter = shutil.copytree(trained.base, tmp_path / "half"), tmp_path / "adapter"
+    tensors = {name: x.astype(np.float16) for name, x in load_file(base / "model.safetensors").items()}
+    save_file(tensors, base / "model.safetensors")
+    assert trained.run("export-adapter", f"--workdir={trained.clinical}", f"--output={adapter}") == 0
+    large = {name: 1e4 * x for name, x in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(large, adapter / "adapter_model.safetensors")
+    flags = [f"--adapter={adapter}", f"--base={base}", f"--workdir={tmp_path / 'run'}", "--allow-base-mismatch"]
+    assert trained.run("import-adapter", *flags) == 0
+    flags = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]
+    line = refused("export-model", *flags)
+    assert "q_proj.weight' with the adapters overflows float16" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "half", "run"]
+
+
+def test_a_regression_is_refused(trained, exported, tmp_path, refused):
+    adapter = shutil.copytree(exported / "adapter", tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = "base_model.model.score.weight"
+    save_file({**tensors, name: tensors[name][:1]}, adapter / "adapter_model.safetensors")
+    (adapter / "jaxlora.json").unlink()
+    flags = [f"--adapter={adapter}", f"--base={trained.base}", f"--workdir={tmp_path / 'run'}"]
+    assert "a head of one label is a regression" in refused("import-adapter", *flags)
+
+
+def test_an_export_does_not_tell_where_the_base_lies(trained, tmp_path):
+    hub = tmp_path / "models--meta-llama--Llama-2-7b-hf" / "snapshots" / "0123abc"
+    shutil.copytree(trained.base, hub)
+    config = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/jane/llama"}))
+    assert huggingface.public_name(hub) == "meta-llama/Llama-2-7b-hf"
+    flags = [f"--workdir={trained.clinical}", f"--base={hub}", f"--output={tmp_path / 'out'}"]
+    assert trained.run("export-model", *flags) == 0
+    assert "jane" not in (tmp_path / "out" / "config.json").read_text()

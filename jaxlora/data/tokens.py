@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jaxlora import files
 from jaxlora.errors import UserError
 
 _BATCH = 256
@@ -16,14 +16,15 @@ _BATCH = 256
 class Tokenizer:
     """Encodes text as LLaMA does: one BOS, then the pieces, no EOS (paper section 1.2); Qwen2 has no BOS.
 
-    A directory with `tokenizer.json` is read as it is. With a SentencePiece `tokenizer.model` alone, transformers 5's
-    automatic choice drops the leading-space piece, so the LLaMA class is named here. PMC-LLaMA and MedLLaMA name no
-    special tokens, or empty ones; there they are the SentencePiece model's own, <s> and </s>.
+    A `tokenizer.json` is read as it is, and not as the class that tokenizer_config.json names would make it anew. With
+    a SentencePiece `tokenizer.model` alone, transformers 5's automatic choice drops the leading-space piece, so the
+    LLaMA class is named here. PMC-LLaMA and MedLLaMA name no special tokens, or empty ones; there they are the
+    SentencePiece model's own, <s> and </s>.
 
     Attributes:
       bos, eos: ids, or None.
       vocab: number of pieces.
-      fingerprint: of the tokenizer's file.
+      fingerprint: of the tokenizer's file, BOS and EOS.
 
     Raises:
       UserError: the directory holds neither file, or the file is damaged.
@@ -31,16 +32,16 @@ class Tokenizer:
 
     def __init__(self, directory: str | Path):
         import sentencepiece
-        from transformers import AutoTokenizer, LlamaTokenizer
+        from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
         directory = Path(directory)
-        files = [directory / name for name in ("tokenizer.json", "tokenizer.model")]
-        path = next((file for file in files if file.exists()), None)
+        kinds = [directory / name for name in ("tokenizer.json", "tokenizer.model")]
+        path = next((file for file in kinds if file.exists()), None)
         if path is None:
             raise UserError(f"config.base: {directory} has no tokenizer.json and no tokenizer.model")
         if not path.stat().st_size:  # SentencePiece reads it as a model without pieces
             raise UserError(f"{path} is empty; copy it again")
-        kind, repairs = AutoTokenizer, {}
+        kind, repairs = PreTrainedTokenizerFast, {}
         try:
             if path.name == "tokenizer.model":
                 # Read apart: LlamaTokenizer takes a model that is cut short between two pieces.
@@ -49,30 +50,52 @@ class Tokenizer:
             self._tokenizer = kind.from_pretrained(directory, local_files_only=True, **repairs)
         except Exception as error:  # the reader of either format raises whatever its parser raises
             raise UserError(f"{path} is not a readable tokenizer ({type(error).__name__}); copy it again") from None
-        self.bos, self.eos = self._special("bos_token", "<s>"), self._special("eos_token", "</s>")
-        self.vocab = len(self._tokenizer)
-        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        model = _json(directory / "config.json")
+        unnamed = {} if (directory / "tokenizer_config.json").exists() else model
+        self.bos = self._special("bos_token", "<s>", unnamed)
+        self.eos = self._special("eos_token", "</s>", unnamed)
+        self.vocab, self._limit = len(self._tokenizer), model.get("vocab_size")
+        special = f"{self.bos} {self.eos}".encode()
+        self.fingerprint = hashlib.sha256(path.read_bytes() + special).hexdigest()[:16]
+        self._where = f"config.base: {directory}"
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, BOS first; a note that spells "</s>" has its characters, and not an EOS."""
+        """Returns the ids of each text, BOS first; a note that spells "</s>" has its characters, and not an EOS.
+
+        Raises:
+          UserError: a piece that the model has no embedding of.
+        """
         encoded = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
         first = [] if self.bos is None else [self.bos]
-        return [[*first, *row] for row in encoded["input_ids"]]
+        rows = [[*first, *row] for row in encoded["input_ids"]]
+        if self._limit and max((max(row, default=0) for row in rows), default=0) >= self._limit:
+            raise UserError(
+                f"{self._where} has a tokenizer of more pieces than the model's {self._limit}; copy it again"
+            )
+        return rows
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of some ids, special tokens left out."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def _special(self, role: str, usual: str) -> int | None:
-        """The id of a special token: the one that the tokenizer names, else `usual` where that is a special token."""
+    def _special(self, role: str, usual: str, model: dict) -> int | None:
+        """The id of a special token: the one that the tokenizer names, else `usual` where that is a special token, else
+        the one that `model`, its config.json, has."""
         name = getattr(self._tokenizer, role)
-        return self._tokenizer.get_vocab().get(name) if name else self._tokenizer.get_added_vocab().get(usual)
+        if name:
+            return self._tokenizer.get_vocab().get(name)
+        found = model.get(f"{role}_id")
+        found = found[0] if isinstance(found, list) and found else found
+        return self._tokenizer.get_added_vocab().get(usual, found if isinstance(found, int) else None)
+
+
+def _json(path: Path) -> dict:
+    return files.read_json_object(path, "copy it again") if path.exists() else {}
 
 
 def _repairs(directory: Path, pieces) -> dict[str, str]:
     """The special tokens that the directory leaves empty, as the SentencePiece model has them."""
-    path = directory / "tokenizer_config.json"
-    named = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    named = _json(directory / "tokenizer_config.json")
     own = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
     found = {}
     for role, number in own.items():

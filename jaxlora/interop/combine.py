@@ -32,7 +32,9 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], way: str, ran
     """
     one_of("--combine", way, WAYS)
     if any(adapter.spec.dora for adapter in adapters):
-        raise UserError("--adapters: a DoRA adapter cannot be joined with another; export it alone, or export-model")
+        raise UserError("--adapters: DoRA is no sum of low ranks; export it alone and whole, or export-model")
+    if not np.isfinite(weights).all():
+        raise UserError(f"--weights: {', '.join(map(str, weights))} must be finite")
     if way == "svd" and rank < 1:
         raise UserError(f"--rank is {rank}; --combine=svd needs the rank of the result")
     modules = list(dict.fromkeys(module for adapter in adapters for module in adapter.weights))

@@ -1,10 +1,13 @@
 """LLaMA directories of Hugging Face: the base in, streamed to its devices, and a base out."""
 
 import collections
+import dataclasses
 import functools
 import hashlib
+import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,9 +33,9 @@ _ALONE = {
 }
 _NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 # Old LLaMA files hold the rotary frequencies; a tied model and one with a head need no lm_head; a head is no base.
-_NEEDLESS = (".rotary_emb.inv_freq", "lm_head.weight", "score.weight")
+_NEEDLESS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|lm_head\.weight|score\.weight")
 _READERS = 8
-_AHEAD = 200_000_000  # bytes read ahead of the devices
+_AHEAD = 150_000_000  # bytes read ahead of the devices
 _SMALL = 50_000_000  # bytes, in float32, of a parameter that is stacked on the host
 
 Path_ = tuple[str, ...]
@@ -57,7 +60,7 @@ def load_base(
 ) -> nnx.State:
     """Reads the base weights from a Hugging Face directory, each device shard straight from its slices of the files.
 
-    Slices are read in parallel, some 200 MB ahead of the devices; beside that the host holds one tensor at a time. A
+    Slices are read in parallel, some 150 MB ahead of the devices; beside that the host holds one tensor at a time. A
     kernel's layers are written one by one into its stack on the devices, transposed there.
 
     Args:
@@ -81,7 +84,7 @@ def load_base(
             source.check(name, _stored_shape(path, leaf.shape), "config.json")
     expected = {name for every in names.values() for name in every}
     for name in source.names:
-        if name not in expected and not name.endswith(_NEEDLESS):
+        if name not in expected and not _NEEDLESS.fullmatch(name):
             raise UserError(
                 f"{source.where[name]}: tensor {name!r} has no place in the model that config.json makes; "
                 "download both again"
@@ -127,6 +130,15 @@ def save(directory: str | Path, model: Llama) -> None:
     files.write_json(directory / "config.json", to_json(model.config))
 
 
+def public_name(directory: str | Path) -> str:
+    """Returns a name of a base that does not tell where it lies: the hub's, of a snapshot in its cache, else the
+    folder's own."""
+    parts = Path(directory).resolve().parts
+    if len(parts) > 3 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return parts[-3].removeprefix("models--").replace("--", "/")
+    return parts[-1]
+
+
 def fingerprint(directory: str | Path) -> str:
     """Returns a digest of the base: the shape in config.json, and of every tensor its name, shape, dtype and up to 64
     whole rows, evenly spaced.
@@ -139,7 +151,11 @@ def fingerprint(directory: str | Path) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _fingerprint(directory: str, _: tuple) -> str:
-    digest, source = hashlib.sha256(repr(read_config(directory)).encode()), model_files(directory)
+    config = read_config(directory)
+    # What is usual is left out, so that a field to come changes no fingerprint.
+    unusual = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
+    shape = {field: value for field, value in dataclasses.asdict(config).items() if field in unusual}
+    digest, source = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()), model_files(directory)
 
     def rows(name: str) -> bytes:
         count = source.shape(name)[0] if source.shape(name) else 0

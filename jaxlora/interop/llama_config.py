@@ -1,5 +1,6 @@
 """config.json of LLaMA, Mistral and Qwen2 models, to and from `LlamaConfig`."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ _DEFAULTS = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32},
 }
+_LAYERS = 1000  # more than any; a damaged number would have us look for so many tensors
 ARCHITECTURES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 
@@ -51,9 +53,7 @@ def read_config(directory: str | Path) -> LlamaConfig:
             biases=_biases(kind, raw),
             tied=bool(raw.get("tie_word_embeddings", False)),
         )
-        smallest = min(config.vocab, embed, config.mlp, config.layers, heads, kv_heads, config.head_dim)
-        if smallest < 1 or config.head_dim % 2:
-            raise ValueError
+        _check_possible(config)
         return config
     except KeyError as missing:
         raise UserError(f"{path} has no field {missing}; it is not the config.json of a LLaMA") from None
@@ -61,6 +61,16 @@ def read_config(directory: str | Path) -> LlamaConfig:
         raise UserError(
             f"{path}: a size is no number or impossible; this is no config.json of a LLaMA, download it again"
         ) from None
+
+
+def _check_possible(c: LlamaConfig) -> None:
+    """Raises ValueError where a number cannot be a LLaMA's: a typing error would compute nonsense, or for ever."""
+    sizes = (c.vocab, c.embed, c.mlp, c.layers, c.heads, c.kv_heads, c.head_dim)
+    rope = (c.rope.theta, c.rope.factor, c.rope.high - c.rope.low)
+    if min(sizes) < 1 or c.layers > _LAYERS or c.head_dim % 2 or min(c.window, c.rope.context) < 0:
+        raise ValueError
+    if not all(0 < number < math.inf for number in (c.rms_epsilon, *rope)):
+        raise ValueError
 
 
 def read_json(directory: str | Path) -> dict[str, Any]:
@@ -73,6 +83,23 @@ def read_json(directory: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"config.base: no {path}; give the directory of a Hugging Face LLaMA")
     return files.read_json_object(path, "download it again")
+
+
+def stop_tokens(directory: str | Path) -> set[int]:
+    """Returns the tokens that end a text: one or several, in config.json and generation_config.json.
+
+    Raises:
+      UserError: one is no number.
+    """
+    found: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        path = Path(directory) / name
+        given = files.read_json_object(path, "download it again").get("eos_token_id") if path.exists() else None
+        given = [] if given is None else given if isinstance(given, list) else [given]
+        if not all(isinstance(token, int) for token in given):
+            raise UserError(f"{path}: eos_token_id = {given!r} is no number; download it again")
+        found.update(given)
+    return found
 
 
 def to_json(c: LlamaConfig) -> dict[str, Any]:

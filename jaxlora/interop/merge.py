@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from jaxlora.errors import UserError
 from jaxlora.interop.llama_config import ARCHITECTURES, read_json
 from jaxlora.interop.peft import Adapter
-from jaxlora.interop.tensors import model_files, write_sharded
+from jaxlora.interop.tensors import DTYPES, model_files, write_sharded
 
-_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -39,6 +38,9 @@ def write_merged(
 
     A targeted weight is computed in float32 and cast once, to the dtype it is stored in; every other tensor is copied.
 
+    Raises:
+      UserError: a sum is too large for the dtype.
+
     Args:
       directory: an empty one.
       adapters: all of them active.
@@ -48,7 +50,7 @@ def write_merged(
     base, source = Path(base), model_files(base)
     names = [name for name in source.names if head is None or name not in ("lm_head.weight", "score.weight")]
     sizes = {name: source.bytes(name) for name in names}
-    stored = _DTYPES[source.dtype("model.embed_tokens.weight")]
+    stored = DTYPES[source.dtype("model.embed_tokens.weight")]
     if head is not None:
         sizes["score.weight"] = head.size * stored.itemsize
 
@@ -58,7 +60,16 @@ def write_merged(
         module = name.removesuffix(".weight")
         here = [adapter for adapter in adapters if module in adapter.weights]
         weight = source.read(name)
-        return merged(weight.astype(np.float32), here, module).astype(weight.dtype) if here else weight
+        if not here:
+            return weight
+        with np.errstate(over="ignore"):  # told below
+            cast = merged(weight.astype(np.float32), here, module).astype(weight.dtype)
+        if not np.isfinite(cast).all():
+            raise UserError(
+                f"tensor {name!r} with the adapters overflows {weight.dtype}, as the base is stored; convert the "
+                "base to bfloat16 or float32 first"
+            )
+        return cast
 
     write_sharded(directory, sizes, make)
     config = _config(read_json(base), head is not None, kind, labels, pad)
@@ -84,6 +95,7 @@ def merged(weight: np.ndarray, adapters: Sequence[Adapter], module: str) -> np.n
 
 
 def _config(raw: dict[str, Any], head: bool, kind: str, labels: Sequence[str], pad: int | None) -> dict[str, Any]:
+    raw = {field: value for field, value in raw.items() if field != "_name_or_path"}  # a path tells who you are
     if not head:
         return raw
     names = {str(i): label for i, label in enumerate(labels)}

@@ -81,7 +81,7 @@ def read(directory: str | Path, shape: LlamaConfig) -> Adapter:
 
     weights = {}
     for module, size in spec.sizes(shape.layers).items():
-        features_in, features_out = _features(module, shape)
+        features_in, features_out = shape.features(module.split(".")[-1])
         here = {"a": take(f"{module}.lora_A.weight", (size.rank, features_in)).T}
         here["b"] = take(f"{module}.lora_B.weight", (features_out, size.rank)).T
         if spec.dora:
@@ -169,19 +169,6 @@ def _plain(name: str) -> str:
     name = re.sub(r"\.default(\.weight)?$", r"\1", name.removeprefix(_PREFIX))
     name = re.sub(r"(lora_magnitude_vector)\.weight$", r"\1", name)
     return "score.weight" if name == "score.modules_to_save.weight" else name
-
-
-def _features(module: str, shape: LlamaConfig) -> tuple[int, int]:
-    width, kv_width = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    return {
-        "q_proj": (shape.embed, width),
-        "k_proj": (shape.embed, kv_width),
-        "v_proj": (shape.embed, kv_width),
-        "o_proj": (width, shape.embed),
-        "gate_proj": (shape.embed, shape.mlp),
-        "up_proj": (shape.embed, shape.mlp),
-        "down_proj": (shape.mlp, shape.embed),
-    }[module.split(".")[-1]]
 
 
 def _read_belongs(directory: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxlora import files
 from jaxlora.errors import UserError
-from jaxlora.models.lora_spec import MODULES, LoraSize, LoraSpec, module_names
+from jaxlora.models.lora_spec import MODULES, LoraSize, LoraSpec, matches, module_names
 
 # What has no bearing on what an adapter computes.
 _NEUTRAL = {
@@ -73,11 +73,11 @@ def read_config(directory: str | Path, layers: int) -> tuple[LoraSpec, bool]:
     try:
         modules = _targeted(path, raw, layers)
         ranks, alphas = raw.get("rank_pattern") or {}, raw.get("alpha_pattern") or {}
-        rank, alpha, rslora = int(raw["r"]), float(raw["lora_alpha"]), bool(raw.get("use_rslora"))
-        sizes = {
-            module: LoraSize(int(_of_pattern(ranks, module, rank)), float(_of_pattern(alphas, module, alpha)), rslora)
-            for module in modules
-        }
+        rank, alpha, rslora = raw["r"], raw["lora_alpha"], bool(raw.get("use_rslora"))
+        sizes = {}
+        for module in modules:
+            here = _whole(_of_pattern(ranks, module, rank)), float(_of_pattern(alphas, module, alpha))
+            sizes[module] = LoraSize(*here, rslora)
         if not all(math.isfinite(size.alpha) for size in sizes.values()):
             raise ValueError
         spec = spec_of_sizes(sizes, layers, float(raw.get("lora_dropout") or 0.0), bool(raw.get("use_dora")))
@@ -202,7 +202,7 @@ def _in(targets: str | list[str], module: str) -> bool:
 
 
 def _of_pattern(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:
-    return next((v for pattern, v in patterns.items() if re.match(rf"(.*\.)?({pattern})$", module)), otherwise)
+    return next((value for pattern, value in patterns.items() if matches(pattern, module)), otherwise)
 
 
 def _has_head(path: Path, raw: dict[str, Any]) -> bool:
@@ -213,6 +213,12 @@ def _has_head(path: Path, raw: dict[str, Any]) -> bool:
     if task not in (None, "CAUSAL_LM", "SEQ_CLS"):
         raise UserError(f"{path}: task_type = {task!r} is not supported; CAUSAL_LM and SEQ_CLS are")
     return task == "SEQ_CLS" or "score" in saved
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, str) or int(value) != value:
+        raise ValueError
+    return int(value)
 
 
 def _number(value: float) -> int | float:

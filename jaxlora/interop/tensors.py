@@ -1,6 +1,7 @@
 """safetensors files, read slice by slice and written in shards. No pickle is ever loaded."""
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,9 @@ from jaxlora.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_DTYPES = {name: np.dtype(t) for name, t in (("F32", "f4"), ("F16", "f2"), ("BF16", ml_dtypes.bfloat16))}
-_BLOCK = 16_000_000  # bytes read at once of rows that are divided
-_SHARD_BYTES = 5_000_000_000
+DTYPES = {name: np.dtype(t) for name, t in (("F32", "f4"), ("F16", "f2"), ("BF16", ml_dtypes.bfloat16))}
+_BLOCK = 4_000_000  # bytes read at once of rows that are divided
+_SHARD_BYTES = 2_000_000_000  # of host memory too, while it is written
 
 
 class TensorFiles:
@@ -48,7 +49,7 @@ class TensorFiles:
                 self.where[name], self._forms[name] = path, (tuple(form["shape"]), form["dtype"])
                 self._starts[name] = form["data_offsets"][0]
         for name, (_, dtype) in self._forms.items():
-            if dtype not in _DTYPES:
+            if dtype not in DTYPES:
                 raise UserError(
                     f"{self.where[name]}: tensor {name!r} is stored as {dtype}; convert it to float32, bfloat16 or "
                     "float16 (quantised weights are not read)"
@@ -85,7 +86,7 @@ class TensorFiles:
 
     def bytes(self, name: str) -> int:
         """The size of a tensor in its file."""
-        return int(np.prod(self.shape(name), dtype=np.int64)) * _DTYPES[self.dtype(name)].itemsize
+        return int(np.prod(self.shape(name), dtype=np.int64)) * DTYPES[self.dtype(name)].itemsize
 
     def check(self, name: str, shape: tuple[int, ...], why: str) -> None:
         """Checks that there is a tensor of this shape.
@@ -165,10 +166,12 @@ def _state(file: IO) -> tuple[int, int]:
 
 
 def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Returns an array of a stored dtype, not filled, that starts at a multiple of 64 bytes."""
-    size = int(np.prod(shape, dtype=np.int64)) * _DTYPES[dtype].itemsize
-    room = np.empty(size + 64, np.uint8)
-    return room[-room.ctypes.data % 64 :][:size].view(_DTYPES[dtype]).reshape(shape)
+    """Returns an array of a stored dtype, not filled, that starts at a multiple of 64 bytes.
+
+    Its memory is the kernel's and goes back there at once; what many threads free, the allocator would keep.
+    """
+    size = int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8, size).view(DTYPES[dtype]).reshape(shape)
 
 
 def model_files(directory: str | Path) -> TensorFiles:

@@ -70,7 +70,8 @@ def make_generate(
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-    """Returns `logits: [batch, vocab]` with minus infinity outside the fewest tokens that reach `top_p`."""
+    """Returns `logits: [batch, vocab]` with minus infinity outside the fewest tokens that reach `top_p`; tokens as
+    probable as the last of them stay too."""
     order = jnp.argsort(-logits, axis=-1)
     sorted_logits = jnp.take_along_axis(logits, order, axis=-1)
     probabilities = jax.nn.softmax(sorted_logits, axis=-1)

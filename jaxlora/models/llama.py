@@ -58,6 +58,19 @@ class LlamaConfig:
     remat: str = "none"
     unroll: bool = False
 
+    def features(self, name: str) -> tuple[int, int]:
+        """Returns (in, out) of a linear layer, e.g. "q_proj"."""
+        width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "q_proj": (self.embed, width),
+            "k_proj": (self.embed, kv_width),
+            "v_proj": (self.embed, kv_width),
+            "o_proj": (width, self.embed),
+            "gate_proj": (self.embed, self.mlp),
+            "up_proj": (self.embed, self.mlp),
+            "down_proj": (self.mlp, self.embed),
+        }[name]
+
 
 class RMSNorm(nnx.Module):
     """`x / rms(x) * scale`, the mean square taken in float32; `scale: [..., embed]`."""
@@ -76,22 +89,22 @@ class Block(nnx.Module):
     """All transformer blocks of the model, stacked; called on one layer's slice inside the scan."""
 
     def __init__(self, config: LlamaConfig, specs: Mapping[str, LoraSpec], *, rngs: nnx.Rngs):
-        c, width, kv_width = config, config.heads * config.head_dim, config.kv_heads * config.head_dim
+        c = config
 
-        def linear(name, features_in, features_out):
-            shape, bias = (c.layers, features_in, features_out), name in c.biases
+        def linear(name):
+            shape, bias = (c.layers, *c.features(name)), name in c.biases
             return LoraLinear(name, *shape, specs, bias=bias, rngs=rngs, dtype=jnp.dtype(c.dtype))
 
         self.config = config
         self.attention_norm = RMSNorm((c.layers, c.embed), c.rms_epsilon)
-        self.q_proj = linear("q_proj", c.embed, width)
-        self.k_proj = linear("k_proj", c.embed, kv_width)
-        self.v_proj = linear("v_proj", c.embed, kv_width)
-        self.o_proj = linear("o_proj", width, c.embed)
+        self.q_proj = linear("q_proj")
+        self.k_proj = linear("k_proj")
+        self.v_proj = linear("v_proj")
+        self.o_proj = linear("o_proj")
         self.mlp_norm = RMSNorm((c.layers, c.embed), c.rms_epsilon)
-        self.gate_proj = linear("gate_proj", c.embed, c.mlp)
-        self.up_proj = linear("up_proj", c.embed, c.mlp)
-        self.down_proj = linear("down_proj", c.mlp, c.embed)
+        self.gate_proj = linear("gate_proj")
+        self.up_proj = linear("up_proj")
+        self.down_proj = linear("down_proj")
 
     def __call__(self, x, rotation, attention, active, key, layer):
         """Applies layer number `layer` to `x: [batch, length, embed]`.

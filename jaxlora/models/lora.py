@@ -13,6 +13,7 @@ The family on this one path:
   PiSSA   A and B start as the principal part of W, and what they started as is subtracted, so that W need not change:
           [A | A0] [s B ; -s B0], A0 and B0 frozen                                          (Meng et al. 2024)
   DoRA    f = magnitude / |W + s A B|, each column by its norm, and g = 1 + sum of (f - 1)    (Liu et al. 2024)
+          Dropout falls on the low-rank path alone; PEFT, in training, drops the x of (f - 1) x W too.
 
 Parameters are stacked over the layers of the model, `kernel: [layers, in, out]`; inside the scan over layers a module
 sees its own layer's slice, `kernel: [in, out]`. Where layers differ in rank, A and B are as wide as the widest and
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxlora.errors import UserError
 from jaxlora.models.lora_spec import LoraSpec, module_name
 
 
@@ -152,12 +154,18 @@ def start_from_base(linear: LoraLinear, name: str) -> None:
 
     PiSSA (equation 2 there): with W = U S V, A = U_r sqrt(S_r / scale) and B = sqrt(S_r / scale) V_r. "pissa" takes the
     whole decomposition; "pissa_niter_N" approximates it by N subspace iterations (Halko et al. 2011), as PEFT does.
+
+    Raises:
+      UserError: PiSSA of a rank that the layer does not have.
     """
     i = [n for n, _ in linear.specs].index(name)
     spec, weights = linear.specs[i][1], linear.adapters[name]
     ranks, scales = jnp.asarray(linear.ranks[i]), jnp.asarray(linear.scales[i], jnp.float32)
     if spec.init != "lora":
         width = max(linear.ranks[i])
+        if width > min(linear.kernel.shape[1:]):
+            most = " by ".join(map(str, linear.kernel.shape[1:]))
+            raise UserError(f"config.adapters.{name}.rank is {width}; PiSSA has no such rank in a layer of {most}")
 
         def principal(layer):
             kernel, kept, scale = layer

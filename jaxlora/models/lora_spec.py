@@ -88,6 +88,12 @@ class LoraSpec:
         found = {module: self.size_of(module) for module in module_names(layers)}
         return {module: size for module, size in found.items() if size}
 
+    def described(self, **more: str) -> str:
+        """Returns the adapter as a line of a config has it, without what is usual."""
+        usual = dataclasses.asdict(LoraSpec(0, 0.0))
+        given = {field: value for field, value in dataclasses.asdict(self).items() if value != usual[field]} | more
+        return f"adapter({', '.join(f'{field}={value!r}' for field, value in given.items())})"
+
     def check(self, layers: int, where: str) -> None:
         """Checks that the spec fits a model.
 
@@ -97,6 +103,10 @@ class LoraSpec:
         Raises:
           UserError: a size out of range, an `init` that does not exist, or a pattern that matches no layer.
         """
+        for field, pairs, kind in (("ranks", self.ranks, int), ("alphas", self.alphas, int | float)):
+            for pair in pairs:
+                if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], kind)):
+                    raise UserError(f"{where}.{field}: {pair!r} is no (pattern, number); give (('q_proj', 4),)")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"{where}.dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.init not in ("lora", "pissa") and not re.fullmatch(r"pissa_niter_\d+", self.init):
@@ -127,7 +137,8 @@ def _check_matches(field: str, pattern: str, modules: Iterable[str]) -> None:
         raise UserError(f"{field}: {pattern!r} is no regular expression: {error}") from None
     if not found:
         valid = ", ".join(dict.fromkeys(module.split(".")[-1] for module in modules))
+        hint = "; give a tuple of names" if "," in pattern else ""
         raise UserError(
-            f"{field}: {pattern!r} matches no layer; valid are {valid}, all-linear, or a regular expression for names "
-            "such as model.layers.0.self_attn.q_proj"
+            f"{field}: {pattern!r} matches no layer{hint}; valid are {valid}, all-linear, or a regular expression for "
+            "names such as model.layers.0.self_attn.q_proj"
         )

@@ -1,6 +1,7 @@
 """A config to a model on the devices: base from Hugging Face, adapters anew or from an earlier run, head anew."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -43,7 +44,7 @@ def adapter_specs(config: ConfigDict, layers: int) -> dict[str, LoraSpec]:
 
 
 def assemble(
-    config: ConfigDict, labels: int, device_mesh: Mesh, fresh: bool = True, allow_base_mismatch: bool = False
+    config: ConfigDict, labels: int, device_mesh: Mesh, fresh: bool = True, belongs: Mapping[str, str] | None = None
 ) -> Llama:
     """Builds the model of a config, every parameter on its devices.
 
@@ -51,7 +52,7 @@ def assemble(
       labels: number of labels of the head; 0 builds none.
       fresh: initialises adapters and head, each adapter that has a workdir from there; False leaves them zero, for a
         checkpoint to fill.
-      allow_base_mismatch: takes an adapter that was trained on another base.
+      belongs: the fingerprints that an adapter of an earlier run must have been trained with, by name.
 
     Raises:
       UserError: what `adapter_specs`, `huggingface.load_base` and `checkpoint.load_adapter` raise, or a remat policy
@@ -80,8 +81,7 @@ def assemble(
         for name in [*specs, "head"] if labels else specs:
             own = ["head"] if name == "head" else [f"adapter/{name}", f"initial/{name}"]
             if name != "head" and config.adapters[name].workdir:
-                fingerprint = None if allow_base_mismatch else huggingface.fingerprint(config.base)
-                values |= checkpoint.load_adapter(config.adapters[name].workdir, name, specs[name], fingerprint)
+                values |= checkpoint.load_adapter(config.adapters[name].workdir, name, specs[name], belongs or {})
             else:
                 made = jax.jit(lambda key, own=own: _leaves(build(key), own))(jax.random.key(config.seed))
                 values |= dict(made)

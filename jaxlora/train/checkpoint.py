@@ -83,8 +83,17 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is damaged, or holds other parameters.
         """
-        unread = {name: form for name, form in self._forms(step).items() if name.startswith("head/")}
-        return _like(model, self._load(step, {"model": unread | _abstract(_by_name(model))})["model"])
+        forms, wanted = self._forms(step), _abstract(_by_name(model))
+        for name, leaf in wanted.items():
+            found = forms[name].shape if name in forms else None
+            if found != leaf.shape:
+                has = "no such parameter" if found is None else f"{list(found)}"
+                raise UserError(
+                    f"{self.directory}: base and config make {name} {list(leaf.shape)}, checkpoint {step} has {has}; "
+                    "give the base that it was trained with"
+                )
+        unread = {name: form for name, form in forms.items() if name.startswith("head/")}
+        return _like(model, self._load(step, {"model": unread | wanted})["model"])
 
     def load_numpy(self, step: int) -> dict[Path, np.ndarray]:
         """Returns the parameters of a step by path, on the host, whatever devices they were trained on.
@@ -152,15 +161,15 @@ def exists(workdir: str) -> bool:
         checkpoints.close()
 
 
-def load_adapter(workdir: str, name: str, spec: LoraSpec, base: str | None) -> dict[Path, np.ndarray]:
+def load_adapter(workdir: str, name: str, spec: LoraSpec, belongs: Mapping[str, str]) -> dict[Path, np.ndarray]:
     """Returns the parameters of adapter `name` of an earlier run, by path.
 
     Args:
       workdir: the earlier run. spec: the adapter's size in this run.
-      base: the fingerprint of this run's base, or None for any.
+      belongs: the fingerprints of this run's base and tokenizer, by name, or of those that must be the same.
 
     Raises:
-      UserError: no such run or adapter, another size, or trained on another base.
+      UserError: no such run or adapter, another size, or trained on another base or tokenizer.
     """
     where = f"config.adapters.{name}"
     if not (epath.Path(workdir) / "checkpoints").exists():
@@ -173,19 +182,25 @@ def load_adapter(workdir: str, name: str, spec: LoraSpec, base: str | None) -> d
         if found is None:
             present = ", ".join(sorted(metadata["adapters"])) or "none"
             raise UserError(f"{where}.workdir: {workdir} has no adapter {name!r}, but {present}")
-        if base is not None and metadata["base"] != base:
-            raise UserError(
-                f"{where}.workdir: {workdir} was trained on another base than config.base; give that one, or "
-                "--allow-base-mismatch"
-            )
-        before, now = spec_json(spec_of(found)), spec_json(spec)
-        for field, value in now.items():
-            if field != "dropout" and before[field] != value:
-                raise UserError(f"{where}.{field} is {value}, but {workdir} was trained with {before[field]}")
+        for what, value in belongs.items():
+            if metadata[what] != value:
+                raise UserError(
+                    f"{where}.workdir: {workdir} was trained on another {what} than config.base has; give that one, or "
+                    "--allow-base-mismatch"
+                )
         stored = checkpoints.load_numpy(step)
     finally:
         checkpoints.close()
-    return {path: value for path, value in stored.items() if "adapters" in path and path[3] == name}
+    values = {path: value for path, value in stored.items() if "adapters" in path and path[3] == name}
+    before, layers = spec_of(found), len(next(iter(values.values())))
+    if _form(before, layers) != _form(spec, layers):
+        raise UserError(f"{where} differs from what {workdir} was trained with; give {before.described()}")
+    return values
+
+
+def _form(spec: LoraSpec, layers: int) -> tuple:
+    """What two descriptions of one adapter share, however they name its layers."""
+    return spec.sizes(layers), spec.dora, spec.init != "lora"
 
 
 def spec_json(spec: LoraSpec) -> dict[str, Any]:

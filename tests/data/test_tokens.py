@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import sentencepiece
+from tokenizers import Tokenizer as Fast
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jaxlora.data.tokens import Tokenizer, tokenize, train_tokenizer
 from jaxlora.errors import UserError
@@ -80,9 +82,6 @@ def test_special_tokens_left_empty_are_the_models_own(tokenizer, small_base, tmp
 
 def byte_level(folder, special, **named) -> Tokenizer:
     """A byte-level tokenizer.json of the kind of Llama 3 and Qwen2."""
-    from tokenizers import Tokenizer as Fast
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
     fast = Fast(models.BPE())
     fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -110,6 +109,32 @@ def test_a_tokenizer_without_bos_begins_with_the_text(tmp_path):
     notes = tokenize(source, found, 3, "chunk", lambda _: None)
     np.testing.assert_array_equal(notes.tokens, whole)
     assert list(notes.lengths[:-1]) == [3] * (len(notes.lengths) - 1)
+
+
+def test_without_a_name_bos_is_that_of_the_models_config(tmp_path):
+    special = ["<|begin_of_text|>", "<|end_of_text|>"]
+    named = byte_level(tmp_path, special, bos_token=special[0], eos_token=special[1])
+    (tmp_path / "tokenizer_config.json").unlink()
+    unnamed = Tokenizer(tmp_path)
+    assert (unnamed.bos, unnamed.eos) == (None, None) and unnamed.fingerprint != named.fingerprint
+    (tmp_path / "config.json").write_text(json.dumps({"bos_token_id": 0, "eos_token_id": [1, 5]}))
+    found = Tokenizer(tmp_path)
+    assert (found.bos, found.eos) == (0, 1) and found.fingerprint == named.fingerprint
+    assert found.encode(ODD) == named.encode(ODD)
+
+
+@pytest.mark.parametrize("kind", ["Qwen2Tokenizer", "LlamaTokenizer"])
+def test_tokenizer_json_is_not_made_anew_by_the_class_that_is_named(tmp_path, kind):
+    named = byte_level(tmp_path, ["<|endoftext|>"], eos_token="<|endoftext|>", tokenizer_class=kind)
+    text = "chest pain 120/80 the chest"
+    assert named.encode([text]) == [Fast.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids]
+
+
+def test_a_piece_that_the_model_has_not_is_an_error(small_base, tmp_path):
+    shutil.copy(small_base / "tokenizer.model", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 300}))
+    with pytest.raises(UserError, match="has a tokenizer of more pieces than the model's 300; copy it again"):
+        Tokenizer(tmp_path).encode(["chest pain in the morning"])
 
 
 def test_decoding_leaves_special_tokens_out(tokenizer):

@@ -125,7 +125,14 @@ REFUSED = {
     "no rank": ((FIRST, SECOND), (1.0, 1.0), "svd", 0, "--rank is 0; --combine=svd needs the rank"),
     "other ranks": ((FIRST, SECOND), (1.0, 1.0), "linear", 0, f"needs equal ranks; they differ in {V}"),
     "negative": ((FIRST, SAME), (1.0, -1.0), "linear", 0, "takes no negative weight"),
-    "DoRA": ((FIRST, LoraSpec(3, 6.0, dora=True)), (1.0, 1.0), "cat", 0, "a DoRA adapter cannot be joined"),
+    "NaN": ((FIRST, SECOND), (1.0, float("nan")), "cat", 0, "--weights: 1.0, nan must be finite"),
+    "DoRA": (
+        (FIRST, LoraSpec(3, 6.0, dora=True)),
+        (1.0, 1.0),
+        "cat",
+        0,
+        "DoRA is no sum of low ranks; export it alone",
+    ),
 }
 
 

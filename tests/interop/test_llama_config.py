@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxlora.interop.llama_config import read_config, to_json
+from jaxlora.interop.llama_config import read_config, stop_tokens, to_json
 from jaxlora.models.llama import LlamaConfig
 from jaxlora.models.rotary import Rope
 
@@ -184,6 +184,14 @@ def test_scaling_without_its_factor_is_refused(write, refused):
         ),  # of unknown context
         ({"num_hidden_layers": 0}, "a size is no number or impossible"),
         ({"num_hidden_layers": -2}, "a size is no number or impossible"),
+        ({"num_hidden_layers": 10**8}, "a size is no number or impossible"),
+        ({"rms_norm_eps": float("nan")}, "a size is no number or impossible"),
+        ({"rope_theta": -5.0}, "a size is no number or impossible"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.0}}, "a size is no number or impossible"),
+        (
+            {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": -3},
+            "a size is no number or impossible",
+        ),
         ({"vocab_size": 0}, "a size is no number or impossible"),
         ({"head_dim": 7}, "a size is no number or impossible"),  # rotary angles come in pairs
         ({"rope_parameters": 3}, "rope_parameters is not an object"),
@@ -241,3 +249,20 @@ def test_rope_that_is_not_computed_is_refused(write, field, rope, refused):
         lambda: read_config(path.parent),
         f"{path}: {field} = {rope!r} is not supported; known are default, linear, dynamic and llama3",
     )
+
+
+@pytest.mark.parametrize(
+    "config, generation, wanted",
+    [(2, None, {2}), ([2, 5], 7, {2, 5, 7}), (None, [7], {7}), (None, None, set())],
+)
+def test_texts_end_at_the_tokens_of_either_file(write, config, generation, wanted):
+    folder = write(eos_token_id=config).parent
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    assert stop_tokens(folder) == wanted
+
+
+@pytest.mark.parametrize("wrong", ["x", {"a": 1}, [2, "x"]])
+def test_a_stop_token_that_is_no_number_is_refused(write, wrong, refused):
+    path = write(eos_token_id=wrong)
+    refused(lambda: stop_tokens(path.parent), f"{path}: eos_token_id = ", "is no number; download it again")

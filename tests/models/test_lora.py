@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxlora.errors import UserError
 from jaxlora.models.lora import LoraLinear, column_norms, start_from_base
 from jaxlora.models.lora_spec import LoraSpec
 
@@ -243,3 +244,13 @@ def test_a_bias_is_added_once():
     with_bias = of_layer(linear, 1)
     np.testing.assert_allclose(with_bias(X, ("dora",)), with_bias(X), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(with_bias(X), X @ linear.kernel[...][1] + np.arange(4.0, 8.0), rtol=1e-4, atol=1e-5)
+
+
+def test_pissa_of_a_rank_that_a_layer_does_not_have_is_an_error():
+    with pytest.raises(UserError, match="config.adapters.p.rank is 5; PiSSA has no such rank in a layer of 6 by 4"):
+        stacked({"p": LoraSpec(5, 5.0, init="pissa")})
+
+
+def test_a_spec_is_described_without_what_is_usual():
+    spec = LoraSpec(4, 8.0, targets=("q_proj",), dora=True)
+    assert spec.described(workdir="x") == "adapter(rank=4, alpha=8.0, targets=('q_proj',), dora=True, workdir='x')"

@@ -69,6 +69,9 @@ def test_the_first_pattern_that_matches_holds():
         ({"ranks": (("up_proj", 2),)}, "x.ranks: 'up_proj' matches no layer; valid are q_proj, v_proj"),
         ({"alphas": (("layers.9.*", 2.0),)}, "x.alphas: 'layers.9.*' matches no layer"),
         ({"layers": (0, 4)}, "x.layers: there is no layer 4; the model has 0 to 3"),
+        ({"ranks": (("q_proj", "x"),)}, "x.ranks: ('q_proj', 'x') is no (pattern, number); give (('q_proj', 4),)"),
+        ({"ranks": ("q_proj", 2)}, "x.ranks: 'q_proj' is no (pattern, number)"),
+        ({"targets": ("q_proj,v_proj",)}, "matches no layer; give a tuple of names; valid are"),
         ({"init": "olora"}, "x.init is 'olora'; give 'lora', 'pissa' or 'pissa_niter_16'"),
     ],
 )

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxlora.errors import UserError
+from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.train import checkpoint
 from jaxlora.train.checkpoint import Checkpoints
 
 # Orbax leaves the tasks unfinished that were reading a damaged file.
@@ -155,9 +158,11 @@ def test_other_notes_under_the_same_name(trained, tmp_path, refused):
         (["--config.adapters.downstream.workdir={folder}/clinical"], "has no adapter 'downstream', but clinical"),
         (
             ["--config.adapters.clinical.rank=8"],
-            "config.adapters.clinical.rank is 8, but {folder}/clinical was trained",
+            "config.adapters.clinical differs from what {folder}/clinical was trained with; give adapter(rank=16, "
+            "alpha=32.0)",
         ),
-        (["--config.adapters.clinical.alpha=8"], "config.adapters.clinical.alpha is 8.0, but {folder}/clinical was"),
+        (["--config.adapters.clinical.alpha=8"], "give adapter(rank=16, alpha=32.0)"),
+        (["--config.adapters.clinical.dora=True"], "give adapter(rank=16, alpha=32.0)"),
     ],
 )
 def test_an_adapter_that_does_not_fit(trained, tmp_path, refused, flags, message):
@@ -165,6 +170,17 @@ def test_an_adapter_that_does_not_fit(trained, tmp_path, refused, flags, message
     line = refused("train", *trained.flags("frozen_downstream"), *flags, f"--workdir={tmp_path / 'run'}")
     assert message.format(folder=trained.folder) in line
     assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_fits_however_its_layers_are_named(trained):
+    spec = LoraSpec(4, 32.0, targets=("v_proj", "layers.*q_proj"), ranks=((".*", 16),))
+    found = checkpoint.load_adapter(str(trained.clinical), "clinical", spec, {})
+    assert {path[1] for path in found} == {"q_proj", "v_proj"}
+
+
+def test_an_adapter_of_another_tokenizer(trained):
+    with pytest.raises(UserError, match="was trained on another tokenizer than config.base has; give that one, or --a"):
+        checkpoint.load_adapter(str(trained.clinical), "clinical", LoraSpec(16, 32.0), {"tokenizer": "another"})
 
 
 def test_an_adapter_of_another_base(trained, tmp_path, refused):
