@@ -17,7 +17,6 @@ from jaxlora.interop import huggingface, merge, peft
 from jaxlora.interop.combine import combine
 from jaxlora.interop.llama_config import read_config
 from jaxlora.models.llama import Llama
-from jaxlora.partition import partition_of
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import load_base
@@ -156,10 +155,7 @@ def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapte
         metadata, values = checkpoints.metadata(step), checkpoints.load_numpy(step)
     finally:
         checkpoints.close()
-    if any(partition_of(path) == "base" for path in values):
-        raise UserError(
-            f"--workdir: {workdir} trained its base, which no adapter holds; only what is frozen can go out"
-        )
+    checkpoint.check_frozen_base(workdir, values)
     names = list(names) or sorted(config.active)
     for name in names:
         if name not in metadata["adapters"]:

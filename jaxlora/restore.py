@@ -5,6 +5,7 @@ from flax import nnx
 from jaxlora import partition
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer
+from jaxlora.errors import UserError
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import Predictions
 from jaxlora.interop import huggingface
@@ -44,6 +45,10 @@ class RestoredRun:
             model = assemble(self.config, len(self.labels) if head else 0, self.mesh, fresh=False)
             definition, state = nnx.split(model)
             stored = partition.stored_partitions(model, self.config.trainable)
+            if not head and self.labels and "base" in stored:
+                raise UserError(
+                    f"--workdir: {workdir} trained its base under a head; it has no language model any more"
+                )
             kept = checkpoints.restore_model(step, partition.select(state, stored))
         finally:
             checkpoints.close()

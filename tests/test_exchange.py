@@ -271,6 +271,24 @@ def test_a_run_that_trained_its_base_is_not_exported(trained_base, tmp_path, ref
     assert "trained its base, which no adapter holds" in line and not list(tmp_path.iterdir())
 
 
+def test_step_2_does_not_start_from_a_run_that_trained_its_base(trained, trained_base, tmp_path, refused):
+    flags = [f"--config.clinical={trained_base}", f"--workdir={tmp_path / 'run'}"]
+    assert "trained its base, which no adapter holds" in refused("train", *trained.flags("frozen_downstream"), *flags)
+
+
+def test_a_base_trained_under_a_head_is_no_language_model(trained, tmp_path, refused):
+    flags = ["--config.trainable=base,head", "--config.epochs=1", f"--workdir={tmp_path / 'run'}"]
+    assert trained.run("train", *trained.flags("head_only"), *flags) == 0
+    assert "trained its base under a head" in refused("generate", f"--workdir={tmp_path / 'run'}", "--prompt=a")
+
+
+def test_an_adapter_of_another_shape_is_refused_whatever_is_allowed(trained, tmp_path, random_llama, refused):
+    huggingface.save(tmp_path / "base", random_llama(vocab=400, embed=32, layers=1))
+    shutil.copy(trained.base / "tokenizer.model", tmp_path / "base")
+    flags = [*trained.flags("frozen_downstream"), f"--config.base={tmp_path / 'base'}", "--allow-base-mismatch"]
+    assert "give the base that it was trained with" in refused("train", *flags, f"--workdir={tmp_path / 'run'}")
+
+
 def test_a_run_that_trained_its_base_generates(trained, trained_base, capsys):
     assert trained.run("generate", f"--workdir={trained_base}", "--prompt=the", "--new-tokens=3") == 0
     assert capsys.readouterr().out

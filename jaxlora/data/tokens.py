@@ -41,20 +41,22 @@ class Tokenizer:
             raise UserError(f"config.base: {directory} has no tokenizer.json and no tokenizer.model")
         if not path.stat().st_size:  # SentencePiece reads it as a model without pieces
             raise UserError(f"{path} is empty; copy it again")
+        model, named = _json(directory / "config.json"), _json(directory / "tokenizer_config.json")
         kind, repairs = PreTrainedTokenizerFast, {}
         try:
             if path.name == "tokenizer.model":
                 # Read apart: LlamaTokenizer takes a model that is cut short between two pieces.
                 pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
-                kind, repairs = LlamaTokenizer, _repairs(directory, pieces)
+                kind, repairs = LlamaTokenizer, _repairs(named, pieces)
             self._tokenizer = kind.from_pretrained(directory, local_files_only=True, **repairs)
         except Exception as error:  # the reader of either format raises whatever its parser raises
             raise UserError(f"{path} is not a readable tokenizer ({type(error).__name__}); copy it again") from None
-        model = _json(directory / "config.json")
-        unnamed = {} if (directory / "tokenizer_config.json").exists() else model
+        # Of a directory without tokenizer_config.json; Qwen2 names a BOS in config.json that it does not use.
+        unnamed = {} if named or model.get("model_type") == "qwen2" else model
         self.bos = self._special("bos_token", "<s>", unnamed)
         self.eos = self._special("eos_token", "</s>", unnamed)
-        self.vocab, self._limit = len(self._tokenizer), model.get("vocab_size")
+        limit = str(model.get("vocab_size"))
+        self.vocab, self._limit = len(self._tokenizer), int(limit) if limit.isdigit() else 0
         special = f"{self.bos} {self.eos}".encode()
         self.fingerprint = hashlib.sha256(path.read_bytes() + special).hexdigest()[:16]
         self._where = f"config.base: {directory}"
@@ -86,16 +88,15 @@ class Tokenizer:
             return self._tokenizer.get_vocab().get(name)
         found = model.get(f"{role}_id")
         found = found[0] if isinstance(found, list) and found else found
-        return self._tokenizer.get_added_vocab().get(usual, found if isinstance(found, int) else None)
+        return self._tokenizer.get_added_vocab().get(usual, found if isinstance(found, int) and found >= 0 else None)
 
 
 def _json(path: Path) -> dict:
     return files.read_json_object(path, "copy it again") if path.exists() else {}
 
 
-def _repairs(directory: Path, pieces) -> dict[str, str]:
-    """The special tokens that the directory leaves empty, as the SentencePiece model has them."""
-    named = _json(directory / "tokenizer_config.json")
+def _repairs(named: dict, pieces) -> dict[str, str]:
+    """The special tokens that tokenizer_config.json leaves empty, as the SentencePiece model has them."""
     own = {"bos_token": pieces.bos_id(), "eos_token": pieces.eos_id(), "unk_token": pieces.unk_id()}
     found = {}
     for role, number in own.items():

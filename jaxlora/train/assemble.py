@@ -85,6 +85,12 @@ def assemble(
             else:
                 made = jax.jit(lambda key, own=own: _leaves(build(key), own))(jax.random.key(config.seed))
                 values |= dict(made)
+    for path, leaf in nnx.to_flat_state(state):
+        if path in values and values[path].shape != leaf.shape:
+            raise UserError(
+                f"config.base makes {'.'.join(path)} {list(leaf.shape)}, the earlier run {list(values[path].shape)}; "
+                "give the base that it was trained with"
+            )
     leaves = [
         (path, leaf.replace(jax.device_put(values[path], placed[path])))
         for path, leaf in nnx.to_flat_state(state)

@@ -21,6 +21,7 @@ from jaxlora import files
 from jaxlora.config import default
 from jaxlora.errors import UserError
 from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.partition import partition_of
 
 Path = tuple[str, ...]
 METADATA = ("base", "tokenizer", "adapters", "kind", "labels", "training set")
@@ -191,11 +192,22 @@ def load_adapter(workdir: str, name: str, spec: LoraSpec, belongs: Mapping[str, 
         stored = checkpoints.load_numpy(step)
     finally:
         checkpoints.close()
+    check_frozen_base(workdir, stored)
     values = {path: value for path, value in stored.items() if "adapters" in path and path[3] == name}
     before, layers = spec_of(found), len(next(iter(values.values())))
     if _form(before, layers) != _form(spec, layers):
         raise UserError(f"{where} differs from what {workdir} was trained with; give {before.described()}")
     return values
+
+
+def check_frozen_base(workdir: str, stored: Mapping[Path, np.ndarray]) -> None:
+    """Checks that the adapters of a run are of the base it names, and not of one that it trained.
+
+    Raises:
+      UserError: the checkpoint holds a base.
+    """
+    if any(partition_of(path) == "base" for path in stored):
+        raise UserError(f"{workdir} trained its base, which no adapter holds; its adapters are of no use without it")
 
 
 def _form(spec: LoraSpec, layers: int) -> tuple:

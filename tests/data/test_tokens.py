@@ -137,6 +137,25 @@ def test_a_piece_that_the_model_has_not_is_an_error(small_base, tmp_path):
         Tokenizer(tmp_path).encode(["chest pain in the morning"])
 
 
+@pytest.mark.parametrize("config", [{"bos_token_id": -1}, {"bos_token_id": 0, "model_type": "qwen2"}])
+def test_a_bos_that_the_model_does_not_use_is_not_taken(tmp_path, config):
+    byte_level(tmp_path, ["<|endoftext|>"])
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": "300"}))
+    assert Tokenizer(tmp_path).bos is None
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_a_damaged_tokenizer_config_is_named(tokenizer, small_base, tmp_path, name):
+    if name == "tokenizer.json":
+        tokenizer._tokenizer.save_pretrained(tmp_path)
+    else:
+        shutil.copy(small_base / name, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match=f"^{tmp_path}/tokenizer_config.json is not a JSON object; copy it again$"):
+        Tokenizer(tmp_path)
+
+
 def test_decoding_leaves_special_tokens_out(tokenizer):
     assert tokenizer.decode([1, *tokenizer.encode(["chest pain"])[0], 2]) == "chest pain"
 
