@@ -6,7 +6,7 @@ it is filled; how much came from the disk is printed, since beside a model of 13
 cache of a machine of 24 GB. The host's peak is what the process holds at the most above its start (interpreter, jax,
 one small program) and above the model. For example::
 
-    python benchmarks/load_7b.py --directory /tmp/llama7b --rounds 3
+    python benchmarks/load_7b.py --directory llama7b --rounds 2
 
 On 2 cores and 24 GB, nothing else on the machine, medians of two rounds::
 

@@ -42,7 +42,7 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     if checkpoint.exists(workdir):
         raise UserError(f"--workdir: {workdir} holds a run already; give a new folder")
     adapter = peft.read(directory, read_config(base))
-    belongs = {"base": huggingface.fingerprint(base), "tokenizer": Tokenizer(base).fingerprint}
+    belongs = checkpoint.belongs_to(base, Tokenizer(base))
     for what, value in belongs.items():
         if adapter.belongs.get(what, value) != value and not allow_base_mismatch:
             raise UserError(f"--base: {directory} belongs to another {what}; give that one, or --allow-base-mismatch")

@@ -16,10 +16,10 @@ from jaxlora.config import default
 from jaxlora.data import tables
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError
-from jaxlora.interop import huggingface
 from jaxlora.interop.llama_config import stop_tokens
 from jaxlora.models.generate import make_generate, pad_left
 from jaxlora.restore import RestoredRun
+from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh, put_batch, replicated, start_distributed
 
@@ -119,8 +119,8 @@ def _complete(prompts, sampling, workdir, base, config, allow_base_mismatch) -> 
             raise UserError("--base is not set; give it, or the --workdir of a run")
         tokenizer = Tokenizer(config.base)
         mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
-        belongs = {"base": huggingface.fingerprint(config.base), "tokenizer": tokenizer.fingerprint}
-        model = assemble(config, 0, mesh, True, {} if allow_base_mismatch else belongs)
+        belongs = {} if allow_base_mismatch else checkpoint.belongs_to(config.base, tokenizer)
+        model = assemble(config, 0, mesh, True, belongs)
     stop = {*stop_tokens(config.base), tokenizer.eos} - {None}
     definition, state = nnx.split(model)
     generate = make_generate(

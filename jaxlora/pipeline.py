@@ -20,7 +20,6 @@ from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
 from jaxlora.errors import UserError, one_of
 from jaxlora.eval import metrics
 from jaxlora.eval.predict import make_predict_step, predict
-from jaxlora.interop import huggingface
 from jaxlora.interop.llama_config import read_config
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
@@ -60,7 +59,7 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     tokenizer = Tokenizer(config.base)
     notes = _tokenized(config, prepared, "train", tokenizer)
     held_out = _tokenized(config, prepared, "validation", tokenizer) if prepared.splits.get("validation") else None
-    belongs = {"base": huggingface.fingerprint(config.base), "tokenizer": tokenizer.fingerprint}
+    belongs = checkpoint.belongs_to(config.base, tokenizer)
     # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
     model = assemble(config, labels, mesh, not resumed, {} if allow_base_mismatch else belongs)
     print(partition.table(model, config.active, config.trainable))

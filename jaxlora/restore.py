@@ -8,7 +8,6 @@ from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import Predictions
-from jaxlora.interop import huggingface
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh, start_distributed
@@ -38,7 +37,7 @@ class RestoredRun:
             metadata = checkpoints.metadata(step)
             self.tokenizer = Tokenizer(self.config.base)
             if not allow_base_mismatch:
-                found = {"base": huggingface.fingerprint(self.config.base), "tokenizer": self.tokenizer.fingerprint}
+                found = checkpoint.belongs_to(self.config.base, self.tokenizer)
                 checkpoint.check_belongs(workdir, metadata, found)
             self.kind, self.labels = metadata["kind"], tuple(metadata["labels"])
             self.mesh = make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)

@@ -38,14 +38,14 @@ def write_merged(
 
     A targeted weight is computed in float32 and cast once, to the dtype it is stored in; every other tensor is copied.
 
-    Raises:
-      UserError: a sum is too large for the dtype.
-
     Args:
       directory: an empty one.
       adapters: all of them active.
       head: `[embed, labels]`, makes it a model for sequence classification.
       kind, labels: of the head. pad: the padding token, which transformers needs to find a note's last token.
+
+    Raises:
+      UserError: a sum is too large for the dtype.
     """
     base, source = Path(base), model_files(base)
     names = [name for name in source.names if head is None or name not in ("lm_head.weight", "score.weight")]

@@ -111,8 +111,12 @@ class LoraLinear(nnx.Module):
         """
         y = x @ self.kernel[...].astype(x.dtype)
         here = [i for i, (n, _) in enumerate(self.specs) if n in active]
-        if not here:
-            return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+        if here:
+            y = self._adapted(x, y, here, key, layer)
+        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+
+    def _adapted(self, x: jax.Array, y: jax.Array, here: list[int], key: jax.Array | None, layer) -> jax.Array:
+        """Adds the adapters numbered `here` to the kernel's own `y = x W`."""
         factors, gain = [], None
         for i in here:
             name, spec = self.specs[i]
@@ -131,8 +135,7 @@ class LoraLinear(nnx.Module):
             low = jnp.concatenate([d @ w for d, w in zip(dropped, a, strict=True)], axis=-1)
         if gain is not None:
             y = y * gain.astype(x.dtype)
-        y = y + low @ jnp.concatenate(b)
-        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+        return y + low @ jnp.concatenate(b)
 
     def _stretch(self, name: str, a: jax.Array, b: jax.Array, rank: jax.Array | int) -> jax.Array:
         """DoRA's magnitude over norm, `[out]`; 1 where the adapter is absent. The norm receives no gradient (section

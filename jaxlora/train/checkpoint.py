@@ -19,7 +19,9 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxlora import files
 from jaxlora.config import default
+from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError
+from jaxlora.interop import huggingface
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.partition import partition_of
 
@@ -198,6 +200,11 @@ def load_adapter(workdir: str, name: str, spec: LoraSpec, belongs: Mapping[str, 
     if _form(before, layers) != _form(spec, layers):
         raise UserError(f"{where} differs from what {workdir} was trained with; give {before.described()}")
     return values
+
+
+def belongs_to(base: str, tokenizer: Tokenizer) -> dict[str, str]:
+    """Returns the fingerprints of a base and its tokenizer, by the names that the metadata have for them."""
+    return {"base": huggingface.fingerprint(base), "tokenizer": tokenizer.fingerprint}
 
 
 def check_frozen_base(workdir: str, stored: Mapping[Path, np.ndarray]) -> None:
