@@ -57,9 +57,52 @@ def test_parquet(tmp_path):
 
 
 def test_a_table_is_read_as_it_is_asked_for(tmp_path):
-    (tmp_path / "t.csv").write_text("id,text\n1,a\n2,b\n3,c,d\n")
-    stream = tables.rows(tmp_path / "t.csv", ["text"])
-    assert [next(stream)[1]["text"] for _ in range(2)] == ["a", "b"]
+    """A damaged end does not keep the rows before it from being read: the file is never loaded whole."""
+    with (tmp_path / "t.csv").open("w") as file:
+        file.write("id,text\n")
+        file.writelines(f'{i},"{"long " * 200}"\n' for i in range(100_000))
+        file.write("3,c,d\n")
+    stream = tables.rows(tmp_path / "t.csv", ["id"])
+    assert [next(stream)[1]["id"] for _ in range(2)] == ["0", "1"]
+    with pytest.raises(UserError, match="row 100001: 3 cells where the header has 2"):
+        list(stream)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_only_the_rows_that_are_kept_with_their_numbers(tmp_path, name):
+    cells = {"Item": ["720", "0720", "211", None, "720"], "value": ["a", "b", "c", "d", "e"]}
+    records = [dict(zip(cells, record, strict=True)) for record in zip(*cells.values(), strict=True)]
+    if name == "t.parquet":
+        pq.write_table(pa.table(cells), tmp_path / name)
+    elif name == "t.jsonl":
+        (tmp_path / name).write_text("\n".join(map(json.dumps, records)))
+    else:
+        lines = [f"{record['Item'] or ''},{record['value']}\n" for record in records]
+        (tmp_path / name).write_text("Item,value\n" + "".join(lines))
+    kept = list(tables.rows(tmp_path / name, ("value", "item"), {"item": ("720", "211")}))
+    assert [(number, row["value"]) for number, row in kept] == [(1, "a"), (3, "c"), (5, "e")]
+    assert list(tables.rows(tmp_path / name, ("value", "item"), {"item": ("7", "8")})) == []
+
+
+def test_a_folder_may_look_like_a_pattern(tmp_path):
+    folder = tmp_path / "mimic[1]*?"
+    folder.mkdir()
+    (folder / "t.csv").write_text("id,text\n1,a\n")
+    assert read(folder / "t.csv", "text") == [(1, {"text": "a"})] and tables.count(folder / "t.csv") == 1
+
+
+def test_counting_reads_quoted_line_breaks(tmp_path):
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b'id,text\n1,"a\n\nb"\n2,c\n', mtime=0))
+    assert tables.count(tmp_path / "t.csv.gz") == 2
+    (tmp_path / "u.csv").write_text("id,text\n1,a\n2\n")
+    with pytest.raises(UserError, match="row 2: 1 cells where the header has 2"):
+        tables.count(tmp_path / "u.csv")
+
+
+def test_parts_of_a_compressed_file_read_as_one(tmp_path):
+    parts = gzip.compress(b"id,text\n1,a\n", mtime=0) + gzip.compress(b"2,b\n", mtime=0)
+    (tmp_path / "t.csv.gz").write_bytes(parts)
+    assert [row["text"] for _, row in read(tmp_path / "t.csv.gz", "text")] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +118,9 @@ def test_a_table_is_read_as_it_is_asked_for(tmp_path):
         ("t.csv", b"A12,%s\n", "none of the columns id, text is in its first row; name them, or add a header"),
         ("t.csv", b"id,Text,TEXT\n1,%s,b\n", "2 columns are named 'text'"),
         ("t.csv", b"id,text\n1,a\n2,%s,c\n", "row 2: 3 cells where the header has 2"),
+        ("t.csv", b"id,text\n1,a\n2\n3,%s\n", "row 2: 1 cells where the header has 2"),
+        ("t.csv", b"id,text\n1,%s\nid,text\n2,b\n", "row 2: the header again"),
+        ("t.csv", b'id,text\n1,"' + b"%s " * 500_000 + b'"\n', "row 1: longer than 4 MB"),
         ("t.csv", b'id,text\n1,a\n2,"%s\n3,c\n', "row 2: malformed CSV"),
         ("t.csv", b'id,text\n1,"a"%s\n', "row 1: malformed CSV"),
         ("t.csv", b"id,text\n1,a\n2,%s\xff\n", "column 'text', row 2: not valid UTF-8"),
