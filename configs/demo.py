@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
 
     config.demo = ConfigDict()
     config.demo.patients = 600
-    config.demo.tasks = ("mortality", "length_of_stay")
+    config.demo.tasks = ("mor", "los")
     config.demo.rows = TABLE
     # Every linear layer: on so small a model, queries and values alone hold too little.
     config.demo.targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

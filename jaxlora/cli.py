@@ -26,6 +26,27 @@ def _prepare(flag: flags.FlagValues) -> None:
     prepare(flag.config, flag.workdir)
 
 
+def _verify_data(flag: flags.FlagValues) -> int:
+    """compare tables and prepared datasets with the published counts, a line each; exits with 1 where one differs"""
+    from jaxlora.audit.verify import verify_data
+
+    return 0 if verify_data(flag.config, flag.workdir, flag.full) else 1
+
+
+def _audit(flag: flags.FlagValues) -> None:
+    """look for leaks in prepared datasets: outcomes told by the notes, notes of another release, shared patients"""
+    from jaxlora.audit.audit import audit
+
+    print(audit(flag.config, flag.workdir, flag.smallest))
+
+
+def _synthesize(flag: flags.FlagValues) -> None:
+    """write a generated MIMIC with the quirks of the real one, and the answers to what can be counted in it"""
+    from jaxlora.data.synthetic import synthesize
+
+    synthesize(flag.tables, flag.output, flag.patients, flag.seed, flag.notes, flag.source)
+
+
 def _train(flag: flags.FlagValues) -> None:
     """train the adapters and the head of a config; goes on where the workdir stopped"""
     from jaxlora.pipeline import train_run
@@ -39,7 +60,7 @@ def _evaluate(flag: flags.FlagValues) -> None:
 
     values = evaluate_run(flag.workdir, flag.split, flag.base, flag.allow_base_mismatch)
     for name, value in values.items():
-        print(f"{name:<16}{value:.4f}" if isinstance(value, float) else f"{name:<16}{value}")
+        print(f"{name:<20}{value:.4f}" if isinstance(value, float) else f"{name:<20}{value}")
 
 
 def _predict(flag: flags.FlagValues) -> None:
@@ -120,12 +141,18 @@ FLAGS = {
     "new_tokens": Flag(flags.DEFINE_integer, 128, "tokens to add at most"),
     "temperature": Flag(flags.DEFINE_float, 0.0, "0 takes the most probable token"),
     "top_p": Flag(flags.DEFINE_float, 1.0, "sample among the tokens that together have this probability"),
-    "seed": Flag(flags.DEFINE_integer, 0, "of the sampling"),
+    "seed": Flag(flags.DEFINE_integer, 0, "of everything that is drawn"),
     "adapter": Flag(flags.DEFINE_string, "", "the PEFT directory"),
     "name": Flag(flags.DEFINE_string, "clinical", "what the adapter is called here"),
     "adapters": Flag(flags.DEFINE_list, [], "which adapters, instead of all active ones"),
     "combine": Flag(flags.DEFINE_string, "cat", "several to one: cat (exact), linear or svd"),
     "weights": Flag(flags.DEFINE_list, [], "a weight for each adapter"),
+    "tables": Flag(flags.DEFINE_string, "", "mimic3, mimic4, or hybrid: the public demo with public notes"),
+    "patients": Flag(flags.DEFINE_integer, 1000, "how many to generate; MIMIC-III has 46520"),
+    "notes": Flag(flags.DEFINE_string, "sparse", "four short notes an admission, or full: 35 as long as real ones"),
+    "source": Flag(flags.DEFINE_string, "", "of hybrid: the folder of mimiciii-demo-1.4 and of the visit notes"),
+    "full": Flag(flags.DEFINE_boolean, False, "count the tables of hundreds of millions of rows too"),
+    "smallest": Flag(flags.DEFINE_integer, 20, "patients whose notes have a word that is told, at the least"),
     "rank": Flag(flags.DEFINE_integer, 0, "of --combine=svd"),
 }
 
@@ -134,7 +161,7 @@ FLAGS = {
 class Verb:
     """One verb: what it runs, the flags it needs, and those it knows beside."""
 
-    run: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues], int | None]
     needs: tuple[str, ...]
     knows: tuple[str, ...] = ()
 
@@ -143,6 +170,9 @@ _BASE = ("base", "allow_base_mismatch")
 VERBS = {
     "demo": Verb(_demo, ("config", "workdir"), ("base",)),
     "prepare": Verb(_prepare, ("config", "workdir"), ("base",)),
+    "verify-data": Verb(_verify_data, ("config", "workdir"), ("full",)),
+    "audit": Verb(_audit, ("config", "workdir"), ("smallest",)),
+    "synthesize": Verb(_synthesize, ("tables", "output"), ("patients", "seed", "notes", "source")),
     "train": Verb(_train, ("config", "workdir"), _BASE),
     "evaluate": Verb(_evaluate, ("workdir",), ("split", *_BASE)),
     "predict": Verb(_predict, ("workdir", "input", "output"), ("id", "text", *_BASE)),
@@ -159,7 +189,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns 0, or 2 after one line on standard error for a mistake of the user's."""
+    """Runs one verb; returns its exit code, or 2 after one line on standard error for a mistake of the user's."""
     arguments = list(sys.argv if argv is None else argv)[1:]
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_help())
@@ -173,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         flag = parse(arguments)
         _quiet_libraries()
-        VERBS[verb].run(flag)
+        return VERBS[verb].run(flag) or 0
     except UserError as error:
         print(f"jaxlora: {error}", file=sys.stderr)
         return 2
@@ -190,7 +220,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\njaxlora: interrupted; `train` goes on from its last checkpoint", file=sys.stderr)
         return 130
-    return 0
 
 
 def _help() -> str:
@@ -251,7 +280,7 @@ def parse(arguments: list[str]) -> flags.FlagValues:
     if config is not None:
         if not known:
             raise UserError("--config: get_config does not return a config made by jaxlora.config.default()")
-        config.base = flag.base or config.base
+        config.base = (flag.base if "base" in flag else "") or config.base
         for field in ("active", "trainable"):
             config[field] = tuple(name for names in config[field] for name in names.split(","))
     return flag

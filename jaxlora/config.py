@@ -9,15 +9,28 @@ def default() -> ConfigDict:
     config.seed = 0
     config.base = ""  # Hugging Face directory of the frozen LLaMA
 
-    # What `prepare` reads: `datasets` from your own tables, or `mimic3`, a folder of MIMIC-III tables.
-    config.datasets = ConfigDict()  # name -> dataset(...)
+    # What `prepare` reads: `datasets` from your own tables, and the folders of the tables of MIMIC.
+    config.datasets = ConfigDict()  # name -> dataset(...) or native(...)
     config.mimic3 = ""
+    config.mimic4 = ""  # hosp/ and icu/
+    config.mimic4_note = ""  # note/, if it is not there too
+    config.mode = "correct"  # or "paper": as the published scripts do, for comparison
     config.split = ConfigDict({"validation": 0.1, "test": 0.2, "seed": 0})  # shares of the patients
+    config.core_splits = ""  # the folder of the published mimic_{train,val,test}.csv, instead of shares
+    config.beep = ""  # BEEP's pmv_labels.pkl, instead of deriving ventilation from the tables
+    config.gem = ""  # a general equivalence mapping from ICD-10-CM to ICD-9-CM
+    config.corpus = ConfigDict()  # what becomes of a note in the corpora; `data/corpus.py` says what each means
+    config.corpus.deid = "keep"
+    config.corpus.join_lines = False
+    config.corpus.dedupe = True
+    config.corpus.split = "patient"
+    config.corpus.exclude = ""  # a file of hashes, such as `audit` writes
 
     # What `train` and `evaluate` read: the folder `prepare` wrote, and the dataset in it.
     config.data = ConfigDict()
     config.data.dir = ""
     config.data.name = ""
+    config.data.mix = ()  # further corpora and their weights: (("clinical_corpus/mimic3", 0.5), ...)
     config.data.length = 512  # tokens a packed row
     config.data.long_notes = "truncate"  # keep the first tokens (the paper), or "chunk": keep all of them
 
@@ -103,3 +116,17 @@ def table(path: str, text: str, id: str, patient: str = "", label: str = "", spl
       split: "train", "validation" or "test" for the whole file, a column that says so, or "" to split by patient.
     """
     return ConfigDict({"path": path, "text": text, "id": id, "patient": patient, "label": label, "split": split})
+
+
+def native(format: str, train: str, test: str, validation: str = "", labels: tuple[str, ...] = ()) -> ConfigDict:
+    """Returns the description of an annotated dataset in the format it is given out in; `data/native.py` reads it.
+
+    Args:
+      format: "n2c2" (2018, brat), "i2b2" (2010), "radqa" or "mednli".
+      train, test, validation: a folder each for n2c2 and i2b2, a file each for the others; without validation some of
+        the training documents are set apart, a share of `config.split.validation`.
+      labels: the label names, in index order; () takes those of the training split, sorted.
+    """
+    return ConfigDict(
+        {"format": format, "train": train, "validation": validation, "test": test, "labels": tuple(labels)}
+    )

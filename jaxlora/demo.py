@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from jaxlora import files, pipeline, rows, workers
 from jaxlora.config import adapter, dataset, table
-from jaxlora.data import synthetic, tables, tokens
+from jaxlora.data import synthetic, tables, tasks, tokens
 from jaxlora.data.notes import admission_part
-from jaxlora.data.prepare import MIMIC_TASKS, prepare
+from jaxlora.data.prepare import prepare
 from jaxlora.errors import UserError, one_of
 from jaxlora.eval.report import report
 from jaxlora.interop import huggingface
@@ -42,7 +42,7 @@ def demo(config: ConfigDict, workdir: str) -> None:
     for name in sizes.rows:
         one_of("config.demo.rows", name, rows.ROWS)
     for name in sizes.tasks:
-        one_of("config.demo.tasks", name, MIMIC_TASKS)
+        one_of("config.demo.tasks", name, tasks.TASKS["mimic3"])
     if config.base:
         tokens.Tokenizer(config.base)
         read_config(config.base)
@@ -56,7 +56,7 @@ def demo(config: ConfigDict, workdir: str) -> None:
     config.data.dir = str(folder / "data")
 
     _stage("step 1: a clinical LoRA on the notes")
-    clinical = _part(config, sizes.clinical, "notes")
+    clinical = _part(config, sizes.clinical, "clinical_corpus/mimic3")
     clinical.data.long_notes = "chunk"
     clinical.adapters.clinical = adapter(rank=16, alpha=32, targets=sizes.targets)
     clinical.active = clinical.trainable = ("clinical",)
@@ -64,7 +64,7 @@ def demo(config: ConfigDict, workdir: str) -> None:
     jobs = {}
     for task in sizes.tasks:
         for name in sizes.rows:
-            downstream = _part(config, sizes.downstream, task)
+            downstream = _part(config, sizes.downstream, f"mimic3_admission/{task}")
             rows.set_row(downstream, name, sizes.targets)
             if "clinical" in downstream.adapters:
                 downstream.adapters.clinical.workdir = str(folder / "clinical")

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxlora import files
 from jaxlora.config import adapter as adapter_config
 from jaxlora.config import default
+from jaxlora.data.examples import ANNOTATED
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError, nearest
 from jaxlora.interop import huggingface, merge, peft
@@ -132,6 +133,8 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
     """
     adapters, head = _adapters(workdir, ())
     run = RestoredRun(workdir, base, allow_base_mismatch)
+    if run.kind in ANNOTATED:
+        raise UserError(f"--workdir: {workdir} marks parts of notes, which no merged model does; take export-adapter")
     shape, labels = run.model.config, run.labels
     tokens = np.random.default_rng(0).integers(0, shape.vocab, (8, 64), np.int32)
     wanted = _logits(run.model, tokens, tuple(run.config.active))
@@ -161,6 +164,7 @@ def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapte
         if name not in metadata["adapters"]:
             raise UserError(f"--adapters: {workdir} has no adapter {name!r}{nearest(name, metadata['adapters'])}")
     head = values.get(("head", "kernel")) if set(names) == set(config.active) else None
+    head = None if metadata["kind"] in ANNOTATED else head  # PEFT and transformers classify whole texts in this form
     of_head = () if head is None else ("kind", "labels")
     belongs = {what: metadata[what] for what in ("base", "tokenizer", *of_head)}
     specs = {name: checkpoint.spec_of(metadata["adapters"][name]) for name in names}

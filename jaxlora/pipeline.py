@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from jaxlora import files, partition
 from jaxlora.data import builders, examples, tables
-from jaxlora.data.examples import Task
+from jaxlora.data.examples import ANNOTATED, Task
 from jaxlora.data.loader import Batches
+from jaxlora.data.mixture import mix
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
 from jaxlora.errors import UserError, one_of
 from jaxlora.eval import metrics
@@ -44,8 +45,8 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     if resumed:
         checkpoint.check_same_run(workdir, config)
     prepared = builders.load(config.data.dir, config.data.name)
-    task, labels = prepared.task, len(prepared.task.labels)
-    if task.kind != "lm" and config.data.long_notes == "chunk":
+    task, labels = prepared.task, len(prepared.task.outputs)
+    if task.kind not in ("lm", *ANNOTATED) and config.data.long_notes == "chunk":
         raise UserError(
             "config.data.long_notes = 'chunk' is for notes without labels; an outcome reads 'truncate'd notes"
         )
@@ -58,6 +59,8 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     specs = adapter_specs(config, read_config(config.base).layers)
     tokenizer = Tokenizer(config.base)
     notes = _tokenized(config, prepared, "train", tokenizer)
+    if config.data.mix:
+        notes = _mixed(config, task, notes, tokenizer)
     held_out = _tokenized(config, prepared, "validation", tokenizer) if prepared.splits.get("validation") else None
     belongs = checkpoint.belongs_to(config.base, tokenizer)
     # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
@@ -77,7 +80,7 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
         **belongs,
         "adapters": {name: checkpoint.spec_json(spec) for name, spec in specs.items()},
         "kind": task.kind,
-        "labels": list(task.labels),
+        "labels": list(task.outputs),
         "training set": notes.fingerprint,
     }
     if jax.process_index() == 0:
@@ -92,12 +95,17 @@ def _validation(
     step = make_predict_step(definition, objective, mesh)
 
     def validate(state: nnx.State) -> tuple[float, dict[str, float]]:
-        predictions = predict(step, state, batches, task.kind, task.labels, mesh)
+        predictions = predict(step, state, batches, task.kind, task.outputs, mesh)
         if not np.isfinite(predictions.logits).all():
             return float("nan"), {}
         values = metrics.evaluate(predictions)
         if task.kind == "lm":
             return -values["perplexity"], {"perplexity": values["perplexity"]}
+        if task.kind in ANNOTATED:
+            if np.isnan(values["f1"]):  # no entity, neither annotated nor predicted
+                return 0.0, {}
+            names = ("f1", "precision", "recall") if task.kind == "tokens" else ("f1", "exact")
+            return values["f1"], {name: values[name] for name in names}
         if not values["labels_scored"]:  # notes of one class alone cannot be ranked
             return 0.0, {}
         return values["auroc"], {name: values[name] for name in ("auroc", "auprc")}
@@ -122,7 +130,7 @@ def evaluate_run(
     """
     run = RestoredRun(workdir, base, allow_base_mismatch)
     prepared = builders.load(run.config.data.dir, run.config.data.name)
-    if (prepared.task.kind, prepared.task.labels) != (run.kind, run.labels):
+    if (prepared.task.kind, prepared.task.outputs) != (run.kind, run.labels):
         raise UserError(f"dataset {prepared.task.name}: {workdir} was trained with other labels; prepare it as it was")
     notes = _tokenized(run.config, prepared, split, run.tokenizer)
     predictions = run.predict(notes)
@@ -160,6 +168,8 @@ def predict_run(
     run = RestoredRun(workdir, base, allow_base_mismatch)
     if run.kind == "lm":
         raise UserError(f"--workdir: {workdir} is a language-model run and has no head; give a downstream run")
+    if run.kind in ANNOTATED:
+        raise UserError(f"--workdir: {workdir} marks parts of notes, which have no score each; take `jaxlora evaluate`")
     key = examples.load_key(workdir)
     rows = []
     for number, cells in tables.rows(table, (id_column, text_column)):
@@ -181,7 +191,24 @@ def predict_run(
 def _tokenized(config: ConfigDict, prepared: builders.Prepared, split: str, tokenizer: Tokenizer) -> TokenizedNotes:
     source = prepared.split(split)
     with tqdm(total=len(source), desc=f"tokenizing {split}", unit="note", leave=False) as bar:
-        return tokenize(source, tokenizer, config.data.length, config.data.long_notes, bar.update)
+        kind = prepared.task.kind
+        return tokenize(source, tokenizer, config.data.length, config.data.long_notes, bar.update, kind)
+
+
+def _mixed(config: ConfigDict, task: Task, notes: TokenizedNotes, tokenizer: Tokenizer) -> TokenizedNotes:
+    """Returns the notes with those of the other corpora of `config.data.mix`, and prints how many tokens are whose."""
+    names, corpora, weights = [task.name], [notes], [1.0]
+    for name, weight in config.data.mix:
+        other = builders.load(config.data.dir, name)
+        if other.task.kind != "lm" or task.kind != "lm":
+            raise UserError(f"config.data.mix: {name} or {task.name} is no corpus; only notes without labels are mixed")
+        names.append(name)
+        corpora.append(_tokenized(config, other, "train", tokenizer))
+        weights.append(weight)
+    mixed = mix(corpora, weights, config.seed)
+    for name, corpus, weight in zip(names, corpora, weights, strict=True):
+        print(f"{name}: {len(corpus.tokens):,} tokens, weight {weight:g}")
+    return mixed
 
 
 def _check_fields(config: ConfigDict) -> None:

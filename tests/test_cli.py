@@ -67,7 +67,7 @@ def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
     ("arguments", "message"),
     [
         (["evalaute"], "no verb 'evalaute'; did you mean 'evaluate'?"),
-        (["x"], "no verb 'x'; valid: demo, evaluate, export-adapter, "),
+        (["x"], "no verb 'x'; valid: audit, demo, evaluate, "),
         (["train", "--wrokdir=x", TABLE], "'wrokdir'. Did you mean: workdir"),
         (["train", "x", TABLE], "unexpected 'x'"),
         (["train", "--config=configs/tabel.py"], "--config: no file configs/tabel.py; did you mean 'table.py'?"),
@@ -97,7 +97,7 @@ def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
         (["report", "--workdir=gs://bucket/run"], "gs://bucket/run is in a bucket"),
         (["demo", TABLE, "--workdir={new}"], "--config has no part `demo`; give configs/demo.py"),
         (["demo", DEMO, "--base=/nowhere", "--workdir={new}"], "/nowhere has no tokenizer"),
-        (["demo", DEMO, "--config.demo.tasks=('mortalty',)", "--workdir={new}"], "did you mean 'mortality'?"),
+        (["demo", DEMO, "--config.demo.tasks=('moor',)", "--workdir={new}"], "did you mean 'mor'?"),
         (["predict", "--workdir=x"], "--input is not set"),
         (["predict", "--workdir=x", "--input=x.csv"], "--output is not set"),
         (["evaluate", "--workdir=/nowhere/at/all"], "/nowhere/at/all has no config.json"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import socket
 import stat
@@ -307,6 +308,26 @@ def test_a_config_with_a_field_of_another_type(trained, tmp_path, refused, chang
     line = refused("evaluate", f"--workdir={run}")
     field = "data.dir" if "data" in change else next(iter(change))
     assert f"{run / 'config.json'}: {field} is missing or no " in line
+
+
+def test_several_corpora_are_mixed_by_weight(trained, tmp_path, capsys):
+    flags = [*trained.flags("clinical"), "--config.epochs=1", "--config.data.mix=(('notes', 1.5),)"]
+    assert trained.run("train", *flags, f"--workdir={tmp_path / 'run'}") == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^notes: ([\d,]+) tokens, weight 1\.5$", printed, re.MULTILINE)
+    single, mixed = (
+        json.loads((run / "log.jsonl").read_text().splitlines()[-1])["step"]
+        for run in (trained.clinical, tmp_path / "run")
+    )
+    # Twice the epochs of the notes once, or one epoch of the notes two and a half times.
+    assert mixed > single
+
+
+def test_only_corpora_are_mixed(trained, tmp_path, refused):
+    flags = [*trained.flags("clinical"), "--config.data.mix=(('outcome', 1.0),)"]
+    assert "outcome or notes is no corpus" in refused("train", *flags, f"--workdir={tmp_path / 'run'}")
+    flags = [*trained.flags("clinical"), "--config.data.mix=(('notes', 0.0),)"]
+    assert "the weight 0.0 of a corpus is not above 0" in refused("train", *flags, f"--workdir={tmp_path / 'run'}")
 
 
 def test_an_outcome_is_not_read_in_chunks(trained, tmp_path, refused):

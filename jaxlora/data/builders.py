@@ -1,16 +1,15 @@
 """Prepared datasets: TFDS builders that write array_record, and the random-access reading of what they wrote.
 
-`data_dir/clinical_notes/<name>/1.0.0` is an ordinary TFDS directory (`tfds.builder_from_directory` opens it), in the
-order the examples came, with the task in its metadata. TensorFlow is never imported.
+`data_dir/BUILDER/NAME/1.0.0` is an ordinary TFDS directory (`tfds.builder_from_directory` opens it), in the order the
+examples came, with the task in its metadata. TensorFlow is never imported.
 """
 
 import contextlib
 import io
-import itertools
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,92 +18,165 @@ import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.json_format import ParseError
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 from tqdm import tqdm
 
+from jaxlora import files
+from jaxlora.data import shards
 from jaxlora.data.examples import SPLITS, Example, Task
 from jaxlora.errors import UserError, nearest
 
 VERSION = "1.0.0"
 
 
-class ClinicalNotes(tfds.core.GeneratorBasedBuilder):
-    """Notes with keyed identifiers and, but for "lm", a label: an index, or the indices of a multilabel example."""
+@dataclass
+class Work:
+    """What is to be written as one dataset.
+
+    Attributes:
+      task, examples: the dataset; the examples are read once.
+      finish, workers: as in `shards.write`.
+      source: what the dataset is made of, in a few characters. Shards that a killed run of the same source left behind
+        are not written again; "" starts anew.
+      dropped: counts, once it is written, the examples that `finish` left out, by reason.
+    """
+
+    task: Task
+    examples: Iterable[Example]
+    finish: shards.Finish | None = None
+    workers: int = 1
+    source: str = ""
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class NotesConfig(tfds.core.BuilderConfig):
+    """One dataset of a builder, and the kind of its task."""
+
+    kind: str = "lm"
+
+
+class NotesBuilder(FileReaderBuilder, skip_registration=True):
+    """Notes with keyed identifiers and, but for "lm", a label; `examples.Task` says what the label of a kind is.
+
+    Args:
+      work: what to write; None asks `read` for it, or only opens what is there.
+      folder: where its shards are kept until all are there; None for a place beside them.
+    """
 
     VERSION = tfds.core.Version(VERSION)
     code_path = None  # where TFDS would look for checksums of downloads, by a package that it does not declare
 
-    def __init__(self, *, task: Task, examples: dict[str, Iterator[Example]], **kwargs: Any):
-        self._task = task
-        self._examples = examples
-        super().__init__(config=tfds.core.BuilderConfig(name=task.name, version=VERSION), **kwargs)
+    def __init__(self, *, work: Work | None = None, folder: Path | None = None, **kwargs: Any):
+        self._work, self._folder = work, folder
+        kwargs.setdefault("file_format", "array_record")
+        super().__init__(**kwargs)
+
+    def read(self, tables: Path) -> Work:
+        """Returns what to write, from the tables in a folder: the `manual_dir` of TFDS.
+
+        Raises:
+          UserError: this builder has no tables that it knows.
+        """
+        raise UserError(f"{self.name}: made from your own tables; name them in a config and run `jaxlora prepare`")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {"id": np.str_, "patient": np.str_, "text": tfds.features.Text()}
-        if self._task.kind == "multilabel":
-            features["label"] = tfds.features.Tensor(shape=(None,), dtype=np.int64)
-        elif self._task.kind != "lm":
-            features["label"] = tfds.features.Scalar(dtype=np.int64)
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Clinical notes under keyed identifiers, split by patient.",
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(kind=self._task.kind, labels=list(self._task.labels)),
+            description="Clinical notes under keyed identifiers.",
+            features=shards.features(self.builder_config.kind),
+            metadata=tfds.core.MetadataDict(kind=self.builder_config.kind, labels=[], source=""),
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in self._examples}
+    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+        work = self._work or self.read(Path(dl_manager.manual_dir))
+        folder = self._folder or Path(self.data_path) / "shards"
+        folder.mkdir(exist_ok=True)
+        label = short(self.name, work.task.name)
+        shown = tqdm(work.examples, desc=label, unit=" notes", disable=None, leave=False)
+        written = shards.write(folder, work.task.kind, shown, work.finish, work.workers)
+        for split in ("train",) if work.task.kind == "lm" else ("train", "test"):
+            if split not in written.lengths:
+                raise UserError(f"dataset {label}: the {split} split has no rows; add patients or change their split")
+        infos = [self._take(folder, split, written.lengths) for split in SPLITS if split in written.lengths]
+        shutil.rmtree(folder)
+        self.info.set_splits(tfds.core.splits.SplitDict(infos))
+        self.info.metadata.update(kind=work.task.kind, labels=list(work.task.labels), source=work.source)
+        work.dropped.update(written.dropped)
 
-    def _generate_examples(self, split: str):
-        for number, example in enumerate(self._examples[split]):
-            record = asdict(example)
-            del record["split"]
-            if self._task.kind == "lm":
-                del record["label"]
-            elif self._task.kind == "multilabel":
-                record["label"] = np.asarray(example.label, np.int64)
-            yield number, record
+    def _take(self, folder: Path, split: str, lengths: dict[str, list[int]]) -> tfds.core.SplitInfo:
+        """Moves the shards of a split to where TFDS looks for them."""
+        template, size = self._get_filename_template(split), 0
+        for number, path in enumerate(sorted(folder.glob(f"{split}-*"))):
+            size += path.stat().st_size
+            path.rename(template.sharded_filepath(shard_index=number, num_shards=len(lengths[split])))
+        return tfds.core.SplitInfo(split, lengths[split], size, template)
 
 
-def build(out_dir: str | Path, task: Task, examples: Iterable[Example]) -> None:
+class ClinicalNotes(NotesBuilder):
+    """The datasets of your own tables: `clinical_notes/NAME`."""
+
+
+def build(
+    out_dir: str | Path,
+    task: Task,
+    examples: Iterable[Example],
+    builder: type[NotesBuilder] = ClinicalNotes,
+    finish: shards.Finish | None = None,
+    workers: int = 1,
+    source: str = "",
+) -> Counter[str]:
     """Writes one dataset, or replaces it; when this fails, whatever was there before stays as it was.
 
     Args:
       out_dir: the folder of prepared datasets.
       task: its name becomes the name of the dataset.
-      examples: iterated over once for every split, so a list or a `Stream`, not a generator.
+      examples, finish, workers, source: see `Work`.
+      builder: whose dataset it is.
+
+    Returns:
+      How many examples `finish` left out, by reason.
 
     Raises:
       UserError: the name cannot be a folder's, or the train split (or the test split of a labelled task) is empty.
     """
-    if not task.name.replace("-", "").replace(".", "").isidentifier() or task.name.startswith("."):
-        raise UserError(f"datasets.{task.name}: use letters, digits, '_', '-' and '.' in the name of a dataset")
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    splits = {split: _stream(examples, split) for split in SPLITS}
-    for split in ("train",) if task.kind == "lm" else ("train", "test"):
-        if splits[split] is None:
-            raise UserError(f"dataset {task.name}: the {split} split has no rows; add patients or change their split")
-    splits = {
-        split: tqdm(stream, desc=f"{task.name} {split}", unit=" notes", disable=None, leave=False)
-        for split, stream in splits.items()
-        if stream is not None
-    }
-    staging = Path(tempfile.mkdtemp(prefix=f".{task.name}.", dir=out_dir))
+    name, work = task.name, Work(task, examples, finish, workers, source)
+    if not name.replace("-", "").replace(".", "").isidentifier() or name.startswith("."):
+        raise UserError(f"datasets.{name}: use letters, digits, '_', '-' and '.' in the name of a dataset")
+    staging = Path(out_dir) / f".{builder.name}.{name}"
+    _start(staging, source)
+    config = builder.builder_configs.get(name) or NotesConfig(name=name, version=VERSION, kind=task.kind)
     try:
         with _quiet():
-            builder = ClinicalNotes(task=task, examples=splits, data_dir=staging, file_format="array_record")
-            builder.download_and_prepare()
-        _replace(_folder(out_dir, task.name), _folder(staging, task.name), staging / "previous")
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            made = builder(work=work, folder=staging / "shards", config=config, data_dir=staging / "data")
+            made.download_and_prepare()
+        place = Path(builder.name) / name
+        _replace(Path(out_dir) / place, staging / "data" / place, staging / "previous")
+        shutil.rmtree(staging)
+    except BaseException as error:
+        if not source or isinstance(error, UserError):  # else it was stopped, and may go on from here
+            shutil.rmtree(staging)
+        raise
+    return work.dropped
 
 
-def _stream(examples: Iterable[Example], split: str) -> Iterator[Example] | None:
-    """Returns the examples of one split, or None when it has none."""
-    stream = (example for example in examples if example.split == split)
-    first = next(stream, None)
-    return None if first is None else itertools.chain([first], stream)
+def source_of(data_dir: str | Path, name: str) -> str | None:
+    """Returns the `Work.source` of a prepared dataset, or None where there is none that is whole."""
+    try:
+        return load(data_dir, name).source
+    except UserError:
+        return None
+
+
+def _start(staging: Path, source: str) -> None:
+    """Empties `staging`, unless it is of this very source."""
+    told = staging / "source"
+    if staging.exists() and not (source and told.exists() and told.read_text(encoding="utf-8") == source):
+        shutil.rmtree(staging)
+    if not staging.exists():
+        files.write(told, source)
+    shutil.rmtree(staging / "data", ignore_errors=True)  # what TFDS had begun to put together
 
 
 def _replace(target: Path, new: Path, aside: Path) -> None:
@@ -135,10 +207,11 @@ def _quiet():
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared dataset: its task, and the number of examples in each of its splits."""
+    """A prepared dataset: its task, the number of examples in each of its splits, and what it was made of."""
 
     task: Task
     splits: dict[str, int]
+    source: str
     _builder: tfds.core.DatasetBuilder
 
     def split(self, name: str) -> "Split":
@@ -170,39 +243,42 @@ class Split:
         example = {name: record[name].decode() for name in ("id", "patient", "text")}
         if self.task.kind == "lm":
             label = None
-        elif self.task.kind == "multilabel":
-            label = np.asarray(record["label"], np.int64)
         else:
-            label = int(record["label"])
+            label = int(record["label"]) if np.ndim(record["label"]) == 0 else np.asarray(record["label"], np.int64)
         return example | {"label": label}
 
 
 def load(data_dir: str | Path, name: str) -> Prepared:
     """Opens a dataset that `build` wrote.
 
+    Args:
+      name: BUILDER/NAME, such as "mimic3_admission/mor"; one of your own tables is its name alone.
+
     Raises:
       UserError: no such dataset is prepared, or its files are damaged.
     """
-    root = Path(data_dir) / ClinicalNotes.name
-    present = [path.parents[1].name for path in root.glob(f"*/{VERSION}/dataset_info.json")]
+    found = Path(data_dir).glob(f"*/*/{VERSION}/dataset_info.json")
+    present = {short(path.parts[-4], path.parts[-3]): path.parent for path in found}
     if name not in present:
         raise UserError(
             f"{data_dir}: dataset {name!r} is not prepared{nearest(name, present)}; run `jaxlora prepare` to make it"
         )
     try:
-        builder = tfds.builder_from_directory(_folder(data_dir, name) / VERSION)
-        task = Task(name, builder.info.metadata["kind"], tuple(builder.info.metadata["labels"]))
+        builder = tfds.builder_from_directory(present[name])
+        metadata = builder.info.metadata
+        task, source = Task(name, metadata["kind"], tuple(metadata["labels"])), metadata["source"]
         for split in builder.info.splits.values():
             for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
                 if ArrayRecordReader(str(path)).num_records() != length:
                     raise _corrupt(name)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, ParseError):
         raise _corrupt(name) from None
-    return Prepared(task, {split: info.num_examples for split, info in builder.info.splits.items()}, builder)
+    return Prepared(task, {split: info.num_examples for split, info in builder.info.splits.items()}, source, builder)
 
 
-def _folder(data_dir: str | Path, name: str) -> Path:
-    return Path(data_dir) / ClinicalNotes.name / name
+def short(builder: str, name: str) -> str:
+    """Returns the name by which `load` opens a dataset: BUILDER/NAME, and NAME for your own tables."""
+    return name if builder == ClinicalNotes.name else f"{builder}/{name}"
 
 
 def _corrupt(name: str) -> UserError:

@@ -8,33 +8,47 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from etils import epath
 
 from jaxlora import files
 from jaxlora.errors import UserError
 
 KINDS = ("lm", "binary", "multiclass", "multilabel")
+ANNOTATED = ("tokens", "span")  # kinds that predict parts of a note
 SPLITS = ("train", "validation", "test")
 KEY_FILE = "id.key"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned: a kind of `KINDS` and the label names in index order (none for "lm")."""
+    """What is to be learned: a kind of `KINDS` or `ANNOTATED`, and the label names in index order (none for "lm" and
+    "span")."""
 
     name: str
     kind: str
     labels: tuple[str, ...] = ()
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the columns of the head are: the labels, the BIO tags of each label, or the two ends of an answer."""
+        if self.kind == "tokens":
+            return ("O", *(f"{place}-{label}" for label in self.labels for place in "BI"))
+        return ("start", "end") if self.kind == "span" else self.labels
+
 
 @dataclass(frozen=True)
 class Example:
-    """One note: keyed `id` and `patient`, and a label that is an index, several indices, or None for "lm"."""
+    """One note: keyed `id` and `patient`, and a label: an index, several indices for "multilabel", None for "lm".
+
+    Of "tokens" it is int64 `[entities, 3]`: first character, end, index. Of "span", a question and its context in one
+    text, it is int64 `[1 + answers, 2]`: first character and end of the context, then of each true answer, if any.
+    """
 
     id: str
     patient: str
     text: str
-    label: None | int | tuple[int, ...]
+    label: None | int | tuple[int, ...] | np.ndarray
     split: str
 
 

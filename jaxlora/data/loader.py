@@ -11,6 +11,7 @@ import dataclasses
 import grain
 import numpy as np
 
+from jaxlora.data.examples import ANNOTATED
 from jaxlora.data.tokens import TokenizedNotes
 
 
@@ -76,28 +77,43 @@ class PackedRows:
 
     A row is a dict of int32 arrays: `tokens`, `segments`, `positions` `[length]` and `notes` `[max_segments]`, the
     note of each segment plus one, 0 where there is none.
+
+    With `labelled`, those whose labels are aligned with their tokens have `labels` too: of kind "tokens" `[length]`, -1
+    for padding; of kind "span" `[max_segments, 2]`, places in the row, -1 for absent segments.
     """
 
-    def __init__(self, notes: TokenizedNotes, plans: list[Plan], length: int):
+    def __init__(self, notes: TokenizedNotes, plans: list[Plan], length: int, labelled: bool = False):
         self.data, self.plans, self.length = notes, plans, length
+        self.labelled = labelled and notes.kind in ANNOTATED
         self.starts = np.concatenate([[0], np.cumsum([len(plan) for plan in plans])])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def pieces(self, index: int) -> np.ndarray:
+        """Returns the numbers of the pieces in a row, in their order."""
         epoch = int(np.searchsorted(self.starts, index, side="right")) - 1
         plan, row = self.plans[epoch], index - self.starts[epoch]
+        return plan.pieces[plan.rows[row] : plan.rows[row + 1]]
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         tokens, segments, positions = (np.zeros(self.length, np.int32) for _ in range(3))
         notes = np.zeros(max_segments(self.length), np.int32)
+        of_tokens = self.data.kind == "tokens"
+        labels = np.full(self.length if of_tokens else (len(notes), 2), -1, np.int32)
         at = 0
-        for number, piece in enumerate(plan.pieces[plan.rows[row] : plan.rows[row + 1]]):
+        for number, piece in enumerate(self.pieces(index)):
             ids = self.data.tokens[self.data.offsets[piece] : self.data.offsets[piece + 1]]
             here = slice(at, at + len(ids))
             tokens[here], segments[here], positions[here] = ids, number + 1, np.arange(len(ids))
             notes[number] = self.data.notes[piece] + 1
+            if self.labelled and of_tokens:
+                labels[here] = self.data.labels[self.data.offsets[piece] : self.data.offsets[piece + 1]]
+            elif self.labelled:
+                labels[number] = at + self.data.labels[piece]
             at += len(ids)
-        return {"tokens": tokens, "segments": segments, "positions": positions, "notes": notes}
+        row = {"tokens": tokens, "segments": segments, "positions": positions, "notes": notes}
+        return row | {"labels": labels} if self.labelled else row
 
 
 class Batches:
@@ -123,7 +139,7 @@ class Batches:
     ):
         rngs = [None if seed is None else np.random.default_rng((seed, epoch)) for epoch in range(epochs)]
         self.notes, self.labels, self.batch_size = notes, labels, batch_size
-        self.rows = PackedRows(notes, [pack(notes.lengths, length, rng) for rng in rngs], length)
+        self.rows = PackedRows(notes, [pack(notes.lengths, length, rng) for rng in rngs], length, bool(labels))
         self.partial = seed is None or len(self.rows) < batch_size
         full, rest = divmod(len(self.rows), batch_size)
         self.count = full + bool(self.partial and rest)
@@ -140,8 +156,8 @@ class Batches:
     def _finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         short = self.batch_size - len(batch["tokens"])
         if short:
-            batch = {k: np.concatenate([v, np.zeros((short, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
-        if self.labels:
+            batch = {name: _filled(name, rows, short) for name, rows in batch.items()}
+        if self.labels and "labels" not in batch:
             batch["labels"] = self._labels(batch["notes"])
         return batch
 
@@ -152,3 +168,8 @@ class Batches:
         for place in zip(*np.nonzero(notes), strict=True):
             hot[place][self.notes.labels[notes[place] - 1]] = 1.0
         return hot
+
+
+def _filled(name: str, rows: np.ndarray, count: int) -> np.ndarray:
+    """Returns the rows and `count` empty ones."""
+    return np.concatenate([rows, np.full((count, *rows.shape[1:]), -1 if name == "labels" else 0, rows.dtype)])

@@ -1,82 +1,147 @@
-"""The tables of MIMIC-III v1.4 as they lie in their folder: `NAME.csv` or `NAME.csv.gz`, in either case."""
+"""What the readers of MIMIC-III and MIMIC-IV share: where a table lies, and what is taken from it.
 
-from collections.abc import Iterable, Iterator
+Identifiers and codes stay the strings that the tables hold. A cell that a table cannot hold is an error that names
+file, column and row, and never quotes it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from jaxlora.data import tables
 from jaxlora.errors import UserError
 
+# Dates are shifted, by patient, to 2100-2200, and a patient's later admissions run on beyond; the birth of a patient
+# over 89 lies 300 years before the first admission.
+YEARS = range(1800, 2300)
+_FOLDERS = re.compile(r"hosp|icu|note|\d+(\.\d+)*", re.IGNORECASE)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Admission:
-    """One row of ADMISSIONS: who, whether newborn, whether the patient died in hospital, and the days of the stay."""
+    """One row of ADMISSIONS.
+
+    Attributes:
+      patient: SUBJECT_ID. newborn: whether this is the admission of a birth. died: whether in hospital.
+      days: length of the stay; below zero when it ends before it begins, as those of organ donors may.
+      admitted: when. donor: whether the reason given for the admission is an organ donation.
+    """
 
     patient: str
     newborn: bool
     died: bool
     days: float
+    admitted: datetime
+    donor: bool = False
 
 
-def find(folder: str | Path, name: str) -> Path:
-    """Returns the file of a table.
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One note of any category, for the corpora; `patient`, `admission` and `text` may be None."""
+
+    id: str
+    patient: str | None
+    admission: str | None
+    category: str
+    text: str | None
+    error: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One row of the table that holds the discharge summaries.
+
+    Attributes:
+      order: what the summaries of an admission are ordered by. admission: HADM_ID.
+      kind: "report", "addendum", or "" for what is not a discharge summary. error: whether a physician flagged it.
+    """
+
+    order: tuple
+    admission: str | None
+    kind: str
+    error: bool
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ventilation:
+    """One time span on a ventilator, in one ICU stay of one admission."""
+
+    admission: str
+    stay: str
+    start: datetime
+    end: datetime
+
+
+class Release(Protocol):
+    """One release of MIMIC in its folders; `mimic3.Mimic3` and `mimic4.Mimic4` are the two."""
+
+    name: str
+
+    def admissions(self) -> dict[str, Admission]:
+        """Returns ADMISSIONS by HADM_ID."""
+
+    def summaries(self) -> Iterator[Summary]:
+        """Yields every row of the table that holds the discharge summaries, in file order."""
+
+    def notes(self) -> Iterator[Note]:
+        """Yields every note, in file order."""
+
+    def codes(self, kind: str) -> Iterator[tuple[str, str, str]]:
+        """Yields (admission, ICD code without its dot, "9" or "10") of "diagnoses" or "procedures", in file order."""
+
+    def adults(self, admissions: Mapping[str, Admission]) -> set[str]:
+        """Returns the admissions of patients who were 18 or older when admitted."""
+
+    def ventilations(self) -> Iterator[Ventilation] | None:
+        """Yields the spans on a ventilator; None when the tables that tell them are not there."""
+
+
+def find(folder: str | Path, name: str, title: str, field: str) -> Path:
+    """Returns the file of a table, `NAME.csv` or `NAME.csv.gz` in any case.
+
+    Args:
+      folder: where it lies, or above it: in `hosp`, `icu`, `note`, a version such as `2.2`, or two of these, nested.
+        A file is found beside another one: `note/discharge.csv.gz` stands for its folder.
+      name: of the table. title: of the release, for messages. field: of the config that gives the folder.
 
     Raises:
-      UserError: the folder is missing, or has no such table.
+      UserError: the folder is missing, has no such table, or has it in two versions.
     """
+    found = search(folder, name, field)
+    if found is None:
+        raise UserError(f"{folder}: no {name}.csv or {name}.csv.gz; copy the {title} table {name} there")
+    return found
+
+
+def search(folder: str | Path, name: str, field: str) -> Path | None:
+    """Returns what `find` does, or None when the table is not there."""
     folder = Path(folder)
+    if folder.is_file():
+        folder = folder.parent
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; set mimic3 to the folder of the MIMIC-III tables")
-    present = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_file()}
-    for suffix in (".csv", ".csv.gz"):
-        if name.lower() + suffix in present:
-            return present[name.lower() + suffix]
-    raise UserError(f"{folder}: no {name}.csv or {name}.csv.gz; copy the MIMIC-III table {name} there")
+        raise UserError(f"{folder}: no such folder; set {field} to the folder of the tables")
+    level = [folder]
+    for _ in range(3):
+        entries = [entry for place in level for entry in _entries(place)]
+        for suffix in (".csv", ".csv.gz"):
+            matches = [path for path in entries if path.name.lower() == name.lower() + suffix and path.is_file()]
+            if len(matches) > 1:
+                raise UserError(f"{folder}: {len(matches)} files of the table {name}; set {field} to one version")
+            if matches:
+                return matches[0]
+        level = [path for path in entries if _FOLDERS.fullmatch(path.name) and path.is_dir()]
+    return None
 
 
-def note_events(folder: str | Path, columns: Iterable[str]) -> Iterator[tuple[int, tables.Row]]:
-    """Yields the rows of NOTEEVENTS, as `tables.rows` does; with no HADM_ID for out-patient notes."""
-    for number, row in tables.rows(find(folder, "NOTEEVENTS"), columns):
-        if row.get("HADM_ID"):
-            row["HADM_ID"] = identifier(row["HADM_ID"])
-        yield number, row
-
-
-def admissions(folder: str | Path) -> dict[str, Admission]:
-    """Returns ADMISSIONS by HADM_ID.
-
-    Raises:
-      UserError: the table is missing or a cell of it is not what MIMIC-III puts there.
-    """
-    path = find(folder, "ADMISSIONS")
-    columns = ("SUBJECT_ID", "HADM_ID", "ADMITTIME", "DISCHTIME", "ADMISSION_TYPE", "HOSPITAL_EXPIRE_FLAG")
-    result = {}
-    for number, row in tables.rows(path, columns):
-        for column in columns:
-            if row[column] is None:
-                raise UserError(f"{tables.where(path, column, number)}: empty; copy the table again")
-        if row["HOSPITAL_EXPIRE_FLAG"] not in ("0", "1"):
-            raise UserError(
-                f"{tables.where(path, 'HOSPITAL_EXPIRE_FLAG', number)}: neither 0 nor 1; copy the table again"
-            )
-        stay = _time(path, row, "DISCHTIME", number) - _time(path, row, "ADMITTIME", number)
-        result[identifier(row["HADM_ID"])] = Admission(
-            patient=row["SUBJECT_ID"],
-            newborn=row["ADMISSION_TYPE"].strip().upper() == "NEWBORN",
-            died=row["HOSPITAL_EXPIRE_FLAG"] == "1",
-            days=stay.total_seconds() / 86400,
-        )
-    return result
-
-
-def icd_codes(folder: str | Path, name: str) -> dict[str, list[str]]:
-    """Returns the ICD-9 codes of DIAGNOSES_ICD or PROCEDURES_ICD by HADM_ID, in table order, zeros kept."""
-    result: dict[str, list[str]] = {}
-    for _, row in tables.rows(find(folder, name), ("HADM_ID", "ICD9_CODE")):
-        if row["HADM_ID"] and row["ICD9_CODE"]:
-            result.setdefault(identifier(row["HADM_ID"]), []).append(row["ICD9_CODE"].strip())
-    return result
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError:
+        raise UserError(f"{folder}: you may not read this folder; ask its owner, or change its permissions") from None
 
 
 def identifier(cell: str) -> str:
@@ -84,10 +149,95 @@ def identifier(cell: str) -> str:
     return cell.strip().removesuffix(".0")
 
 
-def _time(path: Path, row: tables.Row, column: str, number: int) -> datetime:
+def optional(cell: str | None) -> str | None:
+    """Returns an identifier, or None for an empty cell."""
+    return identifier(cell) if cell else None
+
+
+def admission(path: Path, row: tables.Row, number: int, names: tuple[str, str, str, str, str, str]) -> tuple:
+    """Returns the identifier of one row of ADMISSIONS and what every release says about the admission.
+
+    Args:
+      path: of the table. row: its cells. number: of the row, for messages.
+      names: the columns of the patient, the admission, its begin, its end, its type, and the death in hospital.
+
+    Returns:
+      HADM_ID, and the fields of `Admission` by name, without `newborn` and `donor`.
+
+    Raises:
+      UserError: one of the cells is empty, or not what such a column holds.
+    """
+    for column in names:
+        required(path, row, column, number)
+    patient, id, begin, end, _, death = names
+    admitted = moment(path, row, begin, number)
+    stay = moment(path, row, end, number) - admitted
+    return identifier(row[id]), {
+        "patient": identifier(row[patient]),
+        "died": flag(path, row, death, number),
+        "days": stay.total_seconds() / 86400,
+        "admitted": admitted,
+    }
+
+
+def order(path: Path, row: tables.Row, number: int, date: str, id: str) -> tuple[str, int]:
+    """Returns what a summary is ordered by: its date, and its number in the table or else that of its row.
+
+    Raises:
+      UserError: the date is not a time.
+    """
+    if row[date] is not None:
+        moment(path, row, date, number)
+    return row[date] or "", int(row[id]) if (row[id] or "").isdecimal() else number
+
+
+def required(path: Path, row: tables.Row, column: str, number: int) -> str:
+    """Returns a cell.
+
+    Raises:
+      UserError: it is empty.
+    """
+    if row[column] is None:
+        raise UserError(f"{tables.where(path, column, number)}: empty; copy the table again")
+    return row[column]
+
+
+def flag(path: Path, row: tables.Row, column: str, number: int) -> bool:
+    """Returns whether a cell is 1.
+
+    Raises:
+      UserError: it is neither 0 nor 1.
+    """
+    value = identifier(row[column] or "")
+    if value not in ("0", "1"):
+        raise UserError(f"{tables.where(path, column, number)}: neither 0 nor 1; copy the table again")
+    return value == "1"
+
+
+def moment(path: Path, row: tables.Row, column: str, number: int) -> datetime:
+    """Returns the time in a cell.
+
+    Raises:
+      UserError: the cell is empty, is not an ISO time, or lies outside `YEARS`.
+    """
     try:
-        return datetime.fromisoformat(row[column])
+        time = datetime.fromisoformat(required(path, row, column, number).strip())
     except ValueError:
-        raise UserError(
-            f"{tables.where(path, column, number)}: not a time like 2150-01-31 12:00:00; copy the table again"
-        ) from None
+        time = None
+    where = tables.where(path, column, number)
+    if time is None or time.tzinfo is not None:
+        raise UserError(f"{where}: not a time like 2150-01-31 12:00:00; copy the table again")
+    if time.year not in YEARS:
+        raise UserError(f"{where}: a year outside {YEARS.start}-{YEARS.stop - 1}; copy the table again")
+    return time
+
+
+def add(admissions: dict[str, Admission], path: Path, column: str, number: int, id: str, found: Admission) -> None:
+    """Adds an admission.
+
+    Raises:
+      UserError: an earlier row has the same identifier.
+    """
+    if id in admissions:
+        raise UserError(f"{tables.where(path, column, number)}: an earlier row has it too; copy the table again")
+    admissions[id] = found

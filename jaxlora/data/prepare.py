@@ -1,77 +1,114 @@
 """`jaxlora prepare`: every dataset that a config names, from its tables to array_record."""
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from jaxlora import files
-from jaxlora.data import builders, generic, mimic, tasks
-from jaxlora.data.examples import Example, Task, check_shares, load_key
-from jaxlora.data.notes import admission_notes
-from jaxlora.errors import UserError
-
-MIMIC_TASKS = {
-    "mortality": tasks.mortality,
-    "length_of_stay": tasks.length_of_stay,
-    "diagnoses": tasks.diagnoses,
-    "procedures": tasks.procedures,
-}
+from jaxlora.data import builders, datasets, generic, native
+from jaxlora.data.builders import ClinicalNotes, NotesBuilder, Work
+from jaxlora.data.examples import check_shares, load_key
+from jaxlora.errors import UserError, one_of
 
 
 def prepare(config, out_dir: str | Path) -> None:
-    """Builds the datasets of `config.datasets` and, from `config.mimic3`, notes, outcomes and codes of MIMIC-III.
+    """Builds the datasets of `config.datasets` and, from `config.mimic3` and `config.mimic4`, tasks and a corpus each.
 
-    Files are readable by their owner only. The key of the identifiers, `id.key`, is kept when datasets are prepared
-    again, so that ids stay the same; `flow.md` and `flow.json` count what the MIMIC-III recipe left out and why.
+    A dataset that is there and would come out the same is left alone, so that a run that was stopped goes on where it
+    stopped. Files are readable by their owner only. The key of the identifiers, `id.key`, is kept when datasets are
+    prepared again, so that ids stay the same; `flow.md` and `flow.json` count what was left out and why.
 
     Args:
-      config: `datasets`, `mimic3` and `split` are read.
+      config: the fields of `config.default` that `prepare` reads.
       out_dir: the folder of prepared datasets.
 
     Raises:
-      UserError: nothing is to be prepared, or a table is wrong; the dataset it belongs to stays as it was.
+      UserError: nothing is to be prepared, or a table is wrong; what was prepared before stays as it was.
     """
-    if not config.datasets and not config.mimic3:
-        raise UserError("neither datasets nor mimic3 is set; name your tables in datasets, or a MIMIC-III folder")
-    taken = {"notes", *MIMIC_TASKS} & set(config.datasets) if config.mimic3 else set()
-    if taken:
-        raise UserError(f"datasets.{min(taken)}: mimic3 makes a dataset of this name; choose another")
+    if not (config.datasets or config.mimic3 or config.mimic4):
+        raise UserError(
+            "neither datasets nor mimic3 nor mimic4 is set; name your tables in datasets, or a folder of MIMIC"
+        )
     check_shares(config.split)
+    one_of("config.mode", config.mode, ("correct", "paper"))
     previous = os.umask(0o077)
     try:
         key = load_key(out_dir)
         for name, dataset in config.datasets.items():
-            _build(out_dir, *generic.read(name, dataset, config.split, key))
-        if config.mimic3:
-            _mimic(config, out_dir, key)
+            _own(config, out_dir, name, dataset, key)
+        for made in datasets.recipes(config, key, workers=len(os.sched_getaffinity(0))):
+            _release(made, out_dir)
     finally:
         os.umask(previous)
 
 
-def _mimic(config, out_dir: str | Path, key: bytes) -> None:
-    folder = Path(config.mimic3)
-    flow: dict[str, Counter[str]] = {"admission notes": Counter()}
-    admissions = mimic.admissions(folder)
-    notes = admission_notes(folder, admissions, flow["admission notes"])
-    cohort = tasks.Cohort(folder, admissions, config.split, key)
-    for name, make in MIMIC_TASKS.items():
-        flow[name] = Counter()
-        _build(out_dir, *make(cohort, notes, flow[name]))
-    flow["notes"] = Counter()
-    _build(out_dir, *tasks.corpus(cohort, flow["notes"]))
-    files.write_json(Path(out_dir) / "flow.json", flow)
-    files.write(Path(out_dir) / "flow.md", _markdown(flow))
+def _own(config, out_dir: str | Path, name: str, dataset, key: bytes) -> None:
+    described = dataset.to_dict()
+    paths = [table["path"] for table in described["tables"].values()] if "tables" in described else []
+    paths += [described[split] for split in ("train", "validation", "test") if described.get(split)]
+    source = _source(paths, name, described, config.split.to_dict(), key.hex())
+    if _present(out_dir, ClinicalNotes, name, source):
+        return
+    read = native.read if "format" in dataset else generic.read
+    _build(out_dir, ClinicalNotes, Work(*read(name, dataset, config.split, key), source=source))
 
 
-def _build(out_dir: str | Path, task: Task, examples: Iterable[Example]) -> None:
-    builders.build(out_dir, task, examples)
-    splits = builders.load(out_dir, task.name).splits
+def _release(made: datasets.Recipes, out_dir: str | Path) -> None:
+    config = made.config
+    paths = [config.mimic3, config.core_splits, config.beep] if made.release.name == "mimic3" else [config.gem]
+    paths += [config.mimic4, config.mimic4_note] if made.release.name == "mimic4" else []
+    described = {name: config[name] for name in ("mode", "split", "corpus")}
+    source = _source([*paths, config.corpus.exclude], str(described), made.key.hex())
+    for builder, name, make in made.works():
+        if _present(out_dir, builder, name, source):
+            continue
+        work = make()
+        work.source = source
+        dropped = _build(out_dir, builder, work)
+        for what in sorted(dropped):
+            made.flow[f"{builder.name}/{name}"][what] += dropped[what]
+        _write_flow(Path(out_dir), made.flow)
+
+
+def _present(out_dir: str | Path, builder: type[NotesBuilder], name: str, source: str) -> bool:
+    """Returns whether a dataset is there that `source` would make once more, and says so."""
+    full = builders.short(builder.name, name)
+    if builders.source_of(out_dir, full) != source:
+        return False
+    print(f"{full}: unchanged")
+    return True
+
+
+def _build(out_dir: str | Path, builder: type[NotesBuilder], work: Work) -> Counter[str]:
+    task, full = work.task, builders.short(builder.name, work.task.name)
+    dropped = builders.build(out_dir, task, work.examples, builder, work.finish, work.workers, work.source)
+    splits = builders.load(out_dir, full).splits
     sizes = ", ".join(f"{size:,} {split}" for split, size in splits.items())
-    print(f"{task.name}: {task.kind}, {sizes}" + (f", {len(task.labels)} labels" if task.labels else ""))
+    print(f"{full}: {task.kind}, {sizes}" + (f", {len(task.labels)} labels" if task.labels else ""))
+    return dropped
 
 
-def _markdown(flow: dict[str, Counter[str]]) -> str:
+def _source(paths: Iterable[str], *parts) -> str:
+    """Returns a digest of the files under some paths (by name, size and time), of `parts`, and of the recipes here."""
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+    for root in (Path(path) for path in paths if path):
+        for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
+            state = path.stat()
+            digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _write_flow(out_dir: Path, flow: dict[str, Counter[str]]) -> None:
+    """Writes what was counted, over what an earlier run counted of the same datasets."""
+    path = out_dir / "flow.json"
+    known = files.read_json_object(path, "delete it, and prepare again") if path.exists() else {}
+    known |= flow
     lines = ["| dataset | what | count |", "|---|---|---:|"]
-    lines += [f"| {name} | {what} | {count:,} |" for name, counts in flow.items() for what, count in counts.items()]
-    return "\n".join(lines) + "\n"
+    lines += [f"| {name} | {what} | {count:,} |" for name, counts in known.items() for what, count in counts.items()]
+    files.write_json(path, known)
+    files.write(out_dir / "flow.md", "\n".join(lines) + "\n")

@@ -155,6 +155,8 @@ def _malformed(path: Path, header: Sequence[str], indices: Sequence[int], messag
     """Returns what DuckDB said of a file without what it quoted of it."""
     line = re.search(r"CSV Error on Line: (\d+)", message)
     if line is None:
+        if "invalid state" in message:
+            return UserError(f"{path}: no CSV with line ends of one kind, \\n or \\r\\n; save it again")
         return _damaged(path)
     at = f"{path}, row {int(line[1]) - 1}"
     cells = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)

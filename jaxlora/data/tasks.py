@@ -1,17 +1,24 @@
-"""The outcome tasks of the paper, and the corpus of step 1, from the tables of MIMIC-III."""
+"""The outcome tasks of the paper, from the tables of MIMIC-III or MIMIC-IV.
+
+Each task comes in two modes where they differ: "correct", and "paper", which does as the published scripts do. A task
+is a function `(cohort, notes, flow) -> (Task, list[Example])`; `TASKS` has them by release and by name of the dataset.
+"""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from jaxlora.data import mimic
-from jaxlora.data.examples import Example, Stream, Task, keyed, split_of
-from jaxlora.data.notes import AdmissionNote, is_error
+from jaxlora.data import beep, icd, splits, ventilation
+from jaxlora.data.examples import Example, Task, keyed
+from jaxlora.data.mimic import Admission, Release
+from jaxlora.data.notes import AdmissionNote
 
 STAYS = ("<=3 days", "3-7 days", "7-14 days", ">14 days")
+VENTILATIONS = ("<=7 days", ">7 days")
 
+_DEATH_WORDS = ("expired", "died", "passed away", "deceased", "time of death")
 _DEATH = r"(?:had\s|has\s)?(?:expired|died|passed away|deceased)"
 # In these two sections the wording is a heading's leftover, so it goes and the note stays.
 _DEATH_IN_SECTION = re.compile(
@@ -19,116 +26,260 @@ _DEATH_IN_SECTION = re.compile(
 )
 _DEATH_ELSEWHERE = re.compile(rf"(?:patient|pt)\s+{_DEATH}|he expired|pronounced expired|time of death", re.IGNORECASE)
 
+Labels = int | tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Cohort:
-    """The tables of one MIMIC-III folder, and how its patients are split and named."""
+    """The admissions of one release, and how its patients are split and named.
 
-    folder: Path
-    admissions: dict[str, mimic.Admission]
-    split: object
+    Attributes:
+      release: the tables. admissions: of `release.admissions()`. mode: "correct" or "paper".
+      split_of: from a raw patient to the split, or to None for one to leave out. key: of the identifiers.
+      beep: BEEP's label file, or "". gem: the GEM from ICD-10 to ICD-9, or "".
+    """
+
+    release: Release
+    admissions: Mapping[str, Admission]
+    mode: str
+    split_of: Callable[[str], str | None]
     key: bytes
+    beep: str = ""
+    gem: str = ""
 
-    def example(self, note: AdmissionNote, text: str, label: int | tuple[int, ...]) -> Example:
-        """Returns the example of an admission note, under keyed identifiers."""
-        return self.row(f"admission:{note.admission}", note.patient, text, label)
+    def task(self, name: str, kind: str, labels: Sequence[str]) -> Task:
+        """Returns a task under its name, which ends in `_paper` in paper mode."""
+        return Task(name + ("_paper" if self.mode == "paper" else ""), kind, tuple(labels))
 
-    def row(self, id: str, patient: str, text: str, label: None | int | tuple[int, ...]) -> Example:
-        """Returns an example in the split of its patient, under keyed identifiers."""
-        name = keyed(self.key, f"patient:{patient}")
-        return Example(keyed(self.key, id), name, text, label, split_of(patient, self.split))
+    def examples(
+        self,
+        rows: Iterable[tuple[AdmissionNote, str, Labels]],
+        flow: Counter[str],
+        split: Mapping[str, str] | None = None,
+    ) -> list[Example]:
+        """Returns the examples of notes, texts and labels, under keyed identifiers, each in its split.
+
+        Args:
+          rows: admission note, text and label.
+          flow: counts the notes of patients in no split.
+          split: by admission, where it is not by patient.
+        """
+        result = []
+        for note, text, label in rows:
+            place = self.split_of(note.patient) if split is None else split[note.admission]
+            if place is None:
+                flow["admissions: a patient in none of the published lists"] += 1
+                continue
+            id, patient = (keyed(self.key, raw) for raw in (f"admission:{note.admission}", f"patient:{note.patient}"))
+            result.append(Example(id, patient, text, label, place))
+        return result
 
 
-def mortality(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
-    """Returns in-hospital mortality, without the notes that tell the death (CORe's filter of September 2021)."""
-    examples = []
+def cohort(release: Release, mode: str, split, core_splits: str, beep: str, gem: str, key: bytes) -> Cohort:
+    """Returns the cohort of one release; the published lists and labels are of MIMIC-III, and for it alone.
+
+    Args:
+      release: the tables. mode: "correct" or "paper". split: `validation`, `test` and `seed` of the config.
+      core_splits: the folder of CORe's lists, or "". beep: BEEP's label file, or "". gem: a GEM file, or "".
+      key: of `load_key`.
+
+    Raises:
+      UserError: ADMISSIONS or a list is missing or malformed.
+    """
+    if release.name != "mimic3":
+        core_splits = beep = ""
+    return Cohort(release, release.admissions(), mode, splits.splitter(core_splits, split), key, beep, gem)
+
+
+def available(cohort: Cohort) -> tuple[str, ...]:
+    """Returns the names in `TASKS` of the datasets that this cohort can give.
+
+    "pmv" needs BEEP's label file or, in correct mode, the ventilation tables; "diag" of MIMIC-IV needs a GEM.
+    """
+    found = list(TASKS[cohort.release.name])
+    if not cohort.beep and (cohort.mode == "paper" or cohort.release.ventilations() is None):
+        found.remove("pmv")
+    if cohort.release.name == "mimic4" and not cohort.gem:
+        found.remove("diag")
+    return tuple(found)
+
+
+def mortality(
+    cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], wording: bool = False
+) -> tuple[Task, list[Example]]:
+    """Returns in-hospital mortality, without the notes that tell the death (CORe's filter of September 2021).
+
+    Args:
+      cohort: the admissions. notes: of the cohort. flow: counts what is left out.
+      wording: keep those notes, and the wording, as before September 2021.
+    """
+    rows = []
     for note in notes:
-        text = without_death(note.text)
+        text = note.text if wording else without_death(note.text)
         if text is None:
             flow["admissions: the note tells the death"] += 1
             continue
-        examples.append(cohort.example(note, text, int(cohort.admissions[note.admission].died)))
-    return Task("mortality", "binary", ("survived", "died")), examples
+        rows.append((note, text, int(cohort.admissions[note.admission].died)))
+    name = "mor_unfiltered" if wording else "mor"
+    return cohort.task(name, "binary", ("survived", "died")), cohort.examples(rows, flow)
 
 
 def without_death(text: str) -> str | None:
     """Returns an admission note without death wording in its exam and medication; None when it stands elsewhere."""
+    lowered = text.lower()
+    if not any(words in lowered for words in _DEATH_WORDS):  # the expressions take a hundred times as long
+        return text
     text = _DEATH_IN_SECTION.sub(r"\1", text)
     return None if _DEATH_ELSEWHERE.search(text) else text
 
 
 def length_of_stay(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
-    """Returns the length of the hospital stay of survivors, in four classes of days rounded to 0.1 (CORe)."""
-    examples = []
+    """Returns the length of the hospital stay of survivors, in four classes of days rounded to 0.1 (CORe).
+
+    Stays that end before they begin are of the first class in paper mode, and left out in the correct one.
+    """
+    rows = []
     for note in notes:
         admission = cohort.admissions[note.admission]
         if admission.died:
             flow["admissions: died in hospital"] += 1
-            continue
-        examples.append(cohort.example(note, note.text, stay(admission.days)))
-    return Task("length_of_stay", "multiclass", STAYS), examples
+        elif admission.days < 0 and cohort.mode == "correct":
+            flow["admissions: a stay that ends before it begins"] += 1
+        else:
+            rows.append((note, note.text, stay(admission.days)))
+    return cohort.task("los", "multiclass", STAYS), cohort.examples(rows, flow)
 
 
 def stay(days: float) -> int:
-    """Returns the class of a stay: up to 3, 7 or 14 days, or more."""
-    return sum(round(days, 1) > limit for limit in (3, 7, 14))
+    """Returns the class of a stay: up to 3, 7 or 14 days, or more.
 
-
-def diagnoses(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
-    """Returns the ICD-9 diagnosis categories: 3 characters, 4 for E codes.
-
-    CORe cuts V codes to 4 characters too, which splits their categories; and it takes its labels from every
-    admission of the table, where these are the ones that training patients have.
+    A half of a tenth is rounded to even, as NumPy does: 14.05 days are 14.0 (`round(14.05, 1)` is 14.1).
     """
-    return _coded(cohort, notes, flow, "diagnoses", "DIAGNOSES_ICD")
+    return sum(round(10 * days) > 10 * limit for limit in (3, 7, 14))
 
 
-def procedures(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
-    """Returns the first 3 characters of ICD-9 procedure codes; unlike CORe, with the zeros they begin with."""
-    return _coded(cohort, notes, flow, "procedures", "PROCEDURES_ICD")
+def diagnoses(
+    cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], name: str = "diag", version: str = "9"
+) -> tuple[Task, list[Example]]:
+    """Returns the categories of the diagnoses of one version of the ICD."""
+
+    def categories(code: str) -> tuple[str, ...]:
+        return (icd.category10(code) if version == "10" else icd.diagnosis9(code, cohort.mode),)
+
+    return _coded(cohort, notes, flow, name, "diagnoses", {version: categories})
 
 
-def category(code: str) -> str:
-    """Returns the category of an ICD-9 code written without its dot."""
-    return code[: 4 if code.startswith("E") else 3]
+def mapped_diagnoses(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
+    """Returns the ICD-9 categories of all diagnoses, those in ICD-10 by their counterparts in `cohort.gem`."""
+    gem = icd.Gem(cohort.gem)
+    cut = {
+        "9": lambda code: (icd.diagnosis9(code, cohort.mode),),
+        "10": lambda code: tuple(icd.diagnosis9(found, cohort.mode) for found in gem[code]),
+    }
+    return _coded(cohort, notes, flow, "diag", "diagnoses", cut)
 
 
-def _coded(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], name: str, table: str):
-    codes = mimic.icd_codes(cohort.folder, table)
-    coded = [(note, {category(code) for code in codes.get(note.admission, ())}) for note in notes]
-    train = [found for note, found in coded if split_of(note.patient, cohort.split) == "train"]
-    labels = tuple(sorted(set().union(*train)))
+def procedures(
+    cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], name: str = "proc", version: str = "9"
+) -> tuple[Task, list[Example]]:
+    """Returns the first 3 characters of the procedures of one version of the ICD."""
+
+    def categories(code: str) -> tuple[str, ...]:
+        return (icd.category10(code) if version == "10" else icd.procedure9(code, cohort.mode),)
+
+    return _coded(cohort, notes, flow, name, "procedures", {version: categories})
+
+
+def _coded(
+    cohort: Cohort,
+    notes: Iterable[AdmissionNote],
+    flow: Counter[str],
+    name: str,
+    kind: str,
+    cut: dict[str, Callable[[str], tuple[str, ...]]],
+) -> tuple[Task, list[Example]]:
+    """Returns a task of codes; `cut` gives the categories of a code by its version, and no other version counts.
+
+    The labels are the sorted categories of training patients; in paper mode those of the whole table, which has
+    newborns and admissions without a note, in order of first appearance.
+    """
+    notes = list(notes)
+    found: dict[str, dict[str, None]] = {note.admission: {} for note in notes}
+    seen: dict[str, None] = {}
+    for admission, code, version in cohort.release.codes(kind):
+        if version not in cut:
+            continue
+        categories = cut[version](code)
+        seen.update(dict.fromkeys(categories))
+        if admission in found:
+            found[admission].update(dict.fromkeys(categories))
+            if not categories:
+                flow["codes: without a counterpart in ICD-9"] += 1
+    labels = tuple(seen)
+    if cohort.mode == "correct":
+        train = [found[note.admission] for note in notes if cohort.split_of(note.patient) == "train"]
+        labels = tuple(sorted(set().union(*train)))
     index = {label: i for i, label in enumerate(labels)}
-    examples = []
-    for note, found in coded:
-        if not found:
+    rows = []
+    for note in notes:
+        categories = found[note.admission]
+        if not categories:
             flow["admissions: no code"] += 1
             continue
-        flow["codes: of no training patient"] += len(found - index.keys())
-        examples.append(cohort.example(note, note.text, tuple(sorted(index[c] for c in found & index.keys()))))
-    return Task(name, "multilabel", labels), examples
+        flow["codes: of no training patient"] += sum(category not in index for category in categories)
+        rows.append((note, note.text, tuple(index[category] for category in categories if category in index)))
+    return cohort.task(name, "multilabel", labels), cohort.examples(rows, flow)
 
 
-def corpus(cohort: Cohort, flow: Counter[str]) -> tuple[Task, Stream]:
-    """Returns the step-1 corpus: every note but flagged errors, split by patient like the tasks.
+def prolonged_ventilation(
+    cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]
+) -> tuple[Task, list[Example]]:
+    """Returns mechanical ventilation for more than 7 days, by BEEP's label file or, without one, by the tables.
 
-    Splitting by patient keeps every note of a test patient out of language-model training; the paper splits by note.
+    Paper mode takes the splits of the file too, which are by admission, and the texts of the mortality task.
     """
-    return Task("notes", "lm"), Stream(lambda: _corpus(cohort, flow))
+    by_admission = {note.admission: note for note in notes}
+    task = cohort.task("pmv", "binary", VENTILATIONS)
+    if not cohort.beep:
+        found = ventilation.labels(cohort.release, cohort.admissions, by_admission, flow)
+        rows = [(by_admission[id], by_admission[id].text, label) for id, label in found.items()]
+        return task, cohort.examples(rows, flow)
+    rows, split = [], {}
+    for entry in beep.read(cohort.beep):
+        flow["labels: read"] += 1
+        note = by_admission.pop(entry.admission, None)
+        if note is None:
+            lacking = "an admission without a note" if entry.admission in cohort.admissions else "no admission"
+            flow[f"labels: {lacking}"] += 1
+            continue
+        text = without_death(note.text) if cohort.mode == "paper" else note.text
+        if text is None:
+            flow["admissions: the note tells the death"] += 1
+            continue
+        rows.append((note, text, entry.label))
+        split[entry.admission] = entry.split
+    flow["admissions: not in the label file"] += len(by_admission)
+    return task, cohort.examples(rows, flow, split if cohort.mode == "paper" else None)
 
 
-def _corpus(cohort: Cohort, flow: Counter[str]) -> Iterator[Example]:
-    counts = Counter()
-    for number, row in mimic.note_events(cohort.folder, ("ROW_ID", "SUBJECT_ID", "ISERROR", "TEXT")):
-        counts["notes: read"] += 1
-        if is_error(row):
-            counts["notes: flagged as an error"] += 1
-        elif not (row["TEXT"] or "").strip():
-            counts["notes: no text"] += 1
-        elif row["SUBJECT_ID"] is None:
-            counts["notes: no patient"] += 1
-        else:
-            yield cohort.row(f"note:{row['ROW_ID'] or number}", row["SUBJECT_ID"], row["TEXT"], None)
-    # The builder reads the corpus several times, side by side; only a complete reading tells its counts.
-    flow.clear()
-    flow.update(counts)
+TASKS = {
+    "mimic3": {
+        "mor": mortality,
+        "mor_unfiltered": partial(mortality, wording=True),
+        "los": length_of_stay,
+        "diag": diagnoses,
+        "proc": procedures,
+        "pmv": prolonged_ventilation,
+    },
+    "mimic4": {
+        "mor": mortality,
+        "mor_unfiltered": partial(mortality, wording=True),
+        "los": length_of_stay,
+        "pmv": prolonged_ventilation,
+        "diag9": partial(diagnoses, name="diag9"),
+        "diag10": partial(diagnoses, name="diag10", version="10"),
+        "proc9": partial(procedures, name="proc9"),
+        "proc10": partial(procedures, name="proc10", version="10"),
+        "diag": mapped_diagnoses,
+    },
+}

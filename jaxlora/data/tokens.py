@@ -1,13 +1,18 @@
 """Notes to token ids: the tokenizer of a Hugging Face LLaMA directory, and a split's notes as one flat array."""
 
+import array
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from jaxlora import files
+from jaxlora.data import alignment
+from jaxlora.data.examples import ANNOTATED
 from jaxlora.errors import UserError
 
 _BATCH = 256
@@ -51,6 +56,12 @@ class Tokenizer:
             self._tokenizer = kind.from_pretrained(directory, local_files_only=True, **repairs)
         except Exception as error:  # the reader of either format raises whatever its parser raises
             raise UserError(f"{path} is not a readable tokenizer ({type(error).__name__}); copy it again") from None
+        # A call of transformers builds a BatchEncoding of Python lists, which takes as long as the tokenizing. What it
+        # sets before each call is set here once; a tokenizer.json may bring a truncation and a padding of its own.
+        self._backend = self._tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
         # Of a directory without tokenizer_config.json; Qwen2 names a BOS in config.json that it does not use.
         unnamed = {} if named or model.get("model_type") == "qwen2" else model
         self.bos = self._special("bos_token", "<s>", unnamed)
@@ -67,14 +78,33 @@ class Tokenizer:
         Raises:
           UserError: a piece that the model has no embedding of.
         """
-        encoded = self._tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
-        first = [] if self.bos is None else [self.bos]
-        rows = [[*first, *row] for row in encoded["input_ids"]]
-        if self._limit and max((max(row, default=0) for row in rows), default=0) >= self._limit:
+        return [self.ids(encoding).tolist() for encoding in self.encodings(texts)]
+
+    def encodings(self, texts: Sequence[str], with_spans: bool = False) -> list:
+        """Returns the encodings of the Rust tokenizer, made on every core and without Python's lock, for `ids` and, if
+        `with_spans`, for `spans`."""
+        call = self._backend.encode_batch if with_spans else self._backend.encode_batch_fast
+        return call(list(texts), add_special_tokens=False)
+
+    def ids(self, encoding) -> np.ndarray:
+        """Returns the ids of an encoding, BOS first, uint32.
+
+        Raises:
+          UserError: a piece that the model has no embedding of.
+        """
+        ids = encoding.ids if self.bos is None else [self.bos, *encoding.ids]
+        row = np.frombuffer(array.array("I", ids), np.uint32)  # twice as fast as numpy takes a list
+        if self._limit and len(row) and row.max() >= self._limit:
             raise UserError(
                 f"{self._where} has a tokenizer of more pieces than the model's {self._limit}; copy it again"
             )
-        return rows
+        return row
+
+    def spans(self, encoding) -> np.ndarray:
+        """Returns int64 `[tokens, 2]`: start and end of what each token was made of, in characters of the text (not in
+        bytes), BOS at (0, 0). The bytes of one character all have that character."""
+        before = [] if self.bos is None else [(0, 0)]
+        return np.asarray([*before, *encoding.offsets], np.int64).reshape(-1, 2)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of some ids, special tokens left out."""
@@ -136,7 +166,12 @@ class TokenizedNotes:
       offsets: `[pieces + 1]`, where each piece starts.
       notes: `[pieces]`, the note each piece is of.
       ids, patients: keyed ids, by note.
-      labels: by note: `[notes]` int for one label, a list of index arrays for several, None for none.
+      labels: by note: `[notes]` int for one label, a list of index arrays for several, None for none. Of kind "tokens":
+        `[total]`, the BIO tag of each token, -1 for BOS. Of kind "span": `[pieces, 2]`, the first and the last token of
+        the answer in its piece, twice 0 where the piece has none.
+      kind: "tokens", "span", or "" for notes with labels of their own.
+      spans: `[total, 2]`, the characters of its note that each token holds; of the two kinds only.
+      source: where the notes were read, by number; of the two kinds only.
     """
 
     tokens: np.ndarray
@@ -145,6 +180,9 @@ class TokenizedNotes:
     ids: np.ndarray
     patients: np.ndarray
     labels: np.ndarray | list[np.ndarray] | None
+    kind: str = ""
+    spans: np.ndarray | None = None
+    source: Sequence[dict] | None = None
 
     @property
     def lengths(self) -> np.ndarray:
@@ -159,44 +197,79 @@ class TokenizedNotes:
 
 
 def tokenize(
-    source: Sequence[dict], tokenizer: Tokenizer, length: int, long_notes: str, progress: Callable[[int], None]
+    source: Sequence[dict],
+    tokenizer: Tokenizer,
+    length: int,
+    long_notes: str,
+    progress: Callable[[int], None],
+    kind: str = "",
 ) -> TokenizedNotes:
     """Tokenizes a split of a prepared dataset, whole, into memory (two or four bytes a token).
 
     Args:
       source: the split, as `builders.load(...).split(...)` gives it.
       length: tokens a piece has at most, BOS included.
-      long_notes: "truncate" keeps a note's first piece; "chunk" cuts it into pieces, each with a BOS.
+      long_notes: "truncate" keeps a note's first piece; "chunk" cuts it into pieces, each with a BOS. The chunks of a
+        "span" note each repeat its question, and overlap by half.
       progress: called with the number of notes done after each batch.
+      kind: of the task; "tokens" and "span" align the labels, which are spans of characters, with the tokens.
 
     Raises:
-      UserError: `long_notes` is neither.
+      UserError: `long_notes` is neither, or a question fills half of a chunk.
     """
     if long_notes not in ("truncate", "chunk"):
         raise UserError(f"config.data.long_notes is {long_notes!r}; give 'truncate' or 'chunk'")
     dtype = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
-    pieces, notes, ids, patients, labels = [], [], [], [], []
-    for start in range(0, len(source), _BATCH):
-        batch = [source[i] for i in range(start, min(start + _BATCH, len(source)))]
-        for number, row in enumerate(tokenizer.encode([example["text"] for example in batch]), start):
-            for piece in _pieces(row, length, long_notes, 0 if tokenizer.bos is None else 1):
-                pieces.append(np.asarray(piece, dtype))
-                notes.append(number)
+    bos = 0 if tokenizer.bos is None else 1
+    pieces, notes, ids, patients, labels, spans = [], [], [], [], [], []
+    for batch, encodings in _batches(source, functools.partial(tokenizer.encodings, with_spans=kind in ANNOTATED)):
+        for number, (example, encoding) in enumerate(zip(batch, encodings, strict=True), len(ids)):
+            row = tokenizer.ids(encoding).astype(dtype)
+            if kind in ANNOTATED:
+                places = alignment.trim(example["text"], tokenizer.spans(encoding))
+                for indices, label in _aligned(kind, example, places, bos, length, long_notes):
+                    pieces.append(row[indices])
+                    spans.append(places[indices].astype(np.int32))
+                    labels.append(label)
+                    notes.append(number)
+            else:
+                for begin, end in alignment.cuts(len(row), bos, length, long_notes):
+                    pieces.append(np.append(row[:bos], row[begin:end]))
+                    notes.append(number)
+                labels.append(example.get("label"))
         ids += [example["id"] for example in batch]
         patients += [example["patient"] for example in batch]
-        labels += [example.get("label") for example in batch]
         progress(len(batch))
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
     tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
+    by_note = tokens, offsets, np.asarray(notes), np.asarray(ids), np.asarray(patients)
+    if kind in ANNOTATED:
+        labels = np.concatenate(labels) if kind == "tokens" else np.stack(labels)
+        return TokenizedNotes(*by_note, labels, kind, np.concatenate(spans), source)
     if labels and labels[0] is None:
         labels = None
     elif labels and np.ndim(labels[0]) == 0:
         labels = np.asarray(labels, np.int64)
-    return TokenizedNotes(tokens, offsets, np.asarray(notes), np.asarray(ids), np.asarray(patients), labels)
+    return TokenizedNotes(*by_note, labels)
 
 
-def _pieces(ids: list[int], length: int, long_notes: str, bos: int) -> list[list[int]]:
-    if long_notes == "truncate" or len(ids) <= length:
-        return [ids[:length]]
-    first, rest = ids[:bos], ids[bos:]
-    return [[*first, *rest[i : i + length - bos]] for i in range(0, len(rest), length - bos)]
+def _batches(source: Sequence[dict], encode: Callable[[list[str]], list]) -> Iterator[tuple[list[dict], list]]:
+    """Yields the notes in batches, with what `encode` makes of their texts; it works on the next batch meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for start in range(0, len(source), _BATCH):
+            batch = [source[i] for i in range(start, min(start + _BATCH, len(source)))]
+            coming = batch, pool.submit(encode, [example["text"] for example in batch])
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = coming
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+def _aligned(
+    kind: str, example: dict, spans: np.ndarray, bos: int, length: int, long_notes: str
+) -> list[alignment.Piece]:
+    if kind == "tokens":
+        return alignment.tagged_pieces(example["label"], spans, len(example["text"]), bos, length, long_notes)
+    return alignment.answered_pieces(example["label"], spans, bos, length, long_notes)

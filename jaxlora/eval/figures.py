@@ -13,16 +13,19 @@ from jaxlora.eval import metrics
 from jaxlora.eval.runs import Run
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
-_COLOURS = ("#999999", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#0072B2", "#CC79A7", "#000000")
+COLOURS = ("#999999", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#0072B2", "#CC79A7", "#000000")
 _GRID = np.linspace(0, 1, 201)
 
 
 def draw(folder: Path, corpora: Sequence[Run], outcomes: Sequence[Run]) -> list[Path]:
-    """Draws `roc-TASK.png` for each task and `loss.png`; returns their paths."""
+    """Draws `roc-TASK.png` for each task of whole notes and `loss.png`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    for task in dict.fromkeys(run.dataset for run in outcomes):
-        made.append(_roc(folder / f"roc-{task}.png", task, [run for run in outcomes if run.dataset == task]))
+    ranked = [run for run in outcomes if run.predictions.kind in ("binary", "multiclass", "multilabel")]
+    for task in dict.fromkeys(run.dataset for run in ranked):
+        made.append(
+            _roc(folder / f"roc-{task.replace('/', '-')}.png", task, [run for run in outcomes if run.dataset == task])
+        )
     made.append(_losses(folder / "loss.png", corpora, outcomes))
     return made
 
@@ -32,7 +35,7 @@ def _roc(path: Path, task: str, runs: Sequence[Run]) -> Path:
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1, linestyle="--")
     rows = list(dict.fromkeys(run.row for run in runs))
-    for colour, row in zip(_COLOURS, rows, strict=False):
+    for colour, row in zip(COLOURS, rows, strict=False):
         of_row = [run for run in runs if run.row == row]
         curve = np.mean([_mean_roc(run) for run in of_row], axis=0)
         area = np.mean([metrics.evaluate(run.predictions)["auroc"] for run in of_row])
@@ -42,7 +45,7 @@ def _roc(path: Path, task: str, runs: Sequence[Run]) -> Path:
     axes.set_title(f"{task.replace('_', ' ')}: {len(runs[0].predictions.ids)} held-out notes", loc="left")
     axes.legend(title="AUROC", loc="lower right", fontsize=8, frameon=False, alignment="left")
     axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _mean_roc(run: Run) -> np.ndarray:
@@ -67,7 +70,7 @@ def _losses(path: Path, corpora: Sequence[Run], outcomes: Sequence[Run]) -> Path
         for run in runs:
             points = [(line["step"], line["loss"]) for line in run.log if "loss" in line]
             steps, losses = np.array(points).T
-            colour = _COLOURS[rows.index(run.row) % len(_COLOURS)]
+            colour = COLOURS[rows.index(run.row) % len(COLOURS)]
             label = run.row if run is next(r for r in runs if r.row == run.row) else None
             axes.plot(steps, _smooth(losses), color=colour, linewidth=1.6, label=label)
         axes.set_title(title.replace("_", " "), loc="left")
@@ -75,7 +78,7 @@ def _losses(path: Path, corpora: Sequence[Run], outcomes: Sequence[Run]) -> Path
         if title != "notes":
             axes.legend(fontsize=6, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -87,7 +90,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a figure as PNG, whole or not at all; returns its path."""
     picture = io.BytesIO()
     figure.savefig(picture, dpi=150)
     files.write(path, picture.getvalue())

@@ -12,7 +12,8 @@ def evaluate(predictions: Predictions) -> dict[str, float]:
     """Returns the metrics that fit the kind of the predictions.
 
     "lm": perplexity, base_perplexity (no adapter), tokens, n. Otherwise auroc, auprc, f1 (macro), f1_micro, accuracy,
-    n, and labels_scored; "multiclass" has auroc_ovo too, the paper's one-vs-one average (section 3).
+    n, and labels_scored; "multiclass" has auroc_ovo too, the paper's one-vs-one average (section 3). Of "tokens" and
+    "span" those of `of_entities` and `of_answers`.
     """
     p = predictions
     if p.kind == "lm":
@@ -22,6 +23,10 @@ def evaluate(predictions: Predictions) -> dict[str, float]:
             "tokens": int(p.tokens.sum()),
             "n": len(p.ids),
         }
+    if p.kind == "tokens":
+        return of_entities(p)
+    if p.kind == "span":
+        return of_answers(p)
     truth, scores = one_vs_rest(p)
     chosen = (p.logits > 0).astype(np.uint8) if p.kind == "multilabel" else p.logits.argmax(axis=1)
     scored = scorable(truth)
@@ -37,6 +42,48 @@ def evaluate(predictions: Predictions) -> dict[str, float]:
     if p.kind == "multiclass":
         result["auroc_ovo"] = auroc_one_vs_one(p.labels, scores)
     return result
+
+
+def of_entities(predictions: Predictions) -> dict[str, float]:
+    """Returns f1, precision and recall over all entities of all notes, f1_TYPE of each type, accuracy (of the tags),
+    entities (annotated) and n (notes).
+
+    An entity counts where type, first and last character are exactly the annotator's. What is annotated in a part that
+    was cut off, or under another entity, which BIO cannot tell, counts as missed. A type that is neither annotated nor
+    predicted has no F1.
+    """
+    p = predictions
+    names = [name.removeprefix("B-") for name in p.names[1::2]]
+    found, truth = (set(map(tuple, rows.tolist())) for rows in (p.found, p.truth))
+    result = {
+        "f1": _f1_of_sets(found, truth),
+        "precision": len(found & truth) / len(found) if found else 0.0,
+        "recall": len(found & truth) / len(truth) if truth else 0.0,
+    }
+    for number, name in enumerate(names):
+        result[f"f1_{name}"] = _f1_of_sets(*({row for row in rows if row[3] == number} for rows in (found, truth)))
+    accuracy = float((p.labels == p.chosen).mean()) if len(p.labels) else float("nan")
+    return result | {"accuracy": accuracy, "entities": len(truth), "n": len(p.ids)}
+
+
+def _f1_of_sets(found: set, truth: set) -> float:
+    return 2 * len(found & truth) / (len(found) + len(truth)) if found or truth else float("nan")
+
+
+def of_answers(predictions: Predictions) -> dict[str, float]:
+    """Returns exact match and f1 over all questions, over those with an answer (_answerable) and over those without
+    (none_found: the share of these where none was given), and n, the questions; as shares, not in percent."""
+    p = predictions
+    answerable = p.labels == 1
+    exact, overlap = p.scores.astype(np.float64).T
+    return {
+        "exact": _mean(exact.tolist()),
+        "f1": _mean(overlap.tolist()),
+        "exact_answerable": _mean(exact[answerable].tolist()),
+        "f1_answerable": _mean(overlap[answerable].tolist()),
+        "none_found": _mean(exact[~answerable].tolist()),
+        "n": len(p.ids),
+    }
 
 
 def one_vs_rest(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from jaxlora.data.loader import Batches
+from jaxlora.eval import spans
 from jaxlora.eval.predictions import Predictions
 from jaxlora.train.mesh import put_batch, replicated
 from jaxlora.train.objective import Objective
@@ -19,12 +20,19 @@ from jaxlora.train.objective import Objective
 def make_predict_step(definition: nnx.GraphDef, objective: Objective, mesh: Mesh) -> Callable:
     """Returns `step(state, batch) -> {name: [batch, max_segments, ...]}`, jitted, its result on every device.
 
-    It gives `logits`, or for a language model `nll` and `tokens` (and `base_nll`, without any adapter) of each note.
+    It gives `logits`, or for a language model `nll` and `tokens` (and `base_nll`, without any adapter) of each note. Of
+    each position, `[batch, length]`, it gives the `chosen` tag and its log-probability (`logits`) for "tokens", and for
+    "span" the two `logits`, `[batch, length, 2]`.
     """
     base = dataclasses.replace(objective, active=())
 
     def step(state, batch):
         model = nnx.merge(definition, state)
+        if objective.kind == "span":
+            return {"logits": objective.position_logits(model, batch)}
+        if objective.kind == "tokens":
+            logits = jax.nn.log_softmax(objective.position_logits(model, batch))
+            return {"chosen": logits.argmax(axis=-1), "logits": logits.max(axis=-1)}
         if objective.kind != "lm":
             return {"logits": objective.note_logits(model, batch)}
         numbers = jnp.arange(1, batch["notes"].shape[1] + 1)
@@ -47,6 +55,8 @@ def predict(
       batches: the split, in order and without labels. names: label names.
     """
     notes = batches.notes
+    if notes.kind:
+        return _of_positions(step, state, batches, names, mesh)
     count = len(notes.ids)
     sums: dict[str, np.ndarray] = {}
     for batch in tqdm(batches, total=len(batches), desc="predicting", unit="batch", leave=False):
@@ -68,6 +78,40 @@ def predict(
         sums.get("base_nll", empty),
         sums.get("tokens", empty),
     )
+
+
+def _of_positions(
+    step: Callable, state: nnx.State, batches: Batches, names: tuple[str, ...], mesh: Mesh
+) -> Predictions:
+    """Predicts every token of a split, and from the tokens the entities or answers of its notes."""
+    notes = batches.notes
+    values: dict[str, np.ndarray] = {}
+    for number, batch in enumerate(tqdm(batches, total=len(batches), desc="predicting", unit="batch", leave=False)):
+        result = jax.device_get(step(state, put_batch(mesh, batch)))
+        for row in range(min(batches.batch_size, len(batches.rows) - number * batches.batch_size)):
+            at = 0
+            for piece in batches.rows.pieces(number * batches.batch_size + row):
+                start, end = notes.offsets[piece : piece + 2]
+                for name, of_row in result.items():
+                    whole = values.setdefault(name, np.zeros((len(notes.tokens), *of_row.shape[2:]), of_row.dtype))
+                    whole[start:end] = of_row[row, at : at + end - start]
+                at += end - start
+    empty, truth = np.zeros(0, np.float32), spans.annotated(notes)
+    about = notes.kind, names, notes.ids, notes.patients
+    if notes.kind == "tokens":
+        # BOS has neither a tag nor a place in a note.
+        real, of_note = notes.labels >= 0, np.repeat(notes.notes, notes.lengths)
+        chosen = values["chosen"][real]
+        found = spans.entities(chosen, of_note[real], notes.spans[real])
+        given = notes.labels[real], values["logits"][real], empty, empty, empty
+        return Predictions(*about, *given, chosen, found, truth)
+    best, margins = spans.best_answers(notes, values["logits"])
+    best[~(margins > 0)] = 0
+    answered = np.flatnonzero(best[:, 1])
+    found = np.stack([answered, *best[answered].T, np.zeros_like(answered)], axis=1)
+    labels = np.isin(np.arange(len(notes.ids)), truth[:, 0]).astype(np.int64)
+    scores = spans.score_answers(notes, best, truth)
+    return Predictions(*about, labels, margins, empty, empty, empty, empty, found, truth, scores)
 
 
 def _dense(labels: np.ndarray | list[np.ndarray] | None, count: int) -> np.ndarray:

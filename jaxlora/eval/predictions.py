@@ -14,18 +14,28 @@ from jaxlora import files
 from jaxlora.errors import UserError
 
 
+def _none() -> np.ndarray:
+    return np.zeros(0, np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Predictions:
     """Predictions for the notes of one split.
 
     Attributes:
-      kind: "lm", "binary", "multiclass" or "multilabel".
-      names: label names, in index order.
+      kind: "lm", "binary", "multiclass", "multilabel", "tokens" or "span".
+      names: names of the head's outputs, in index order: of the labels, or of the BIO tags.
       ids, patients: keyed ids, `[notes]`.
-      labels: int `[notes]`, or 0/1 `[notes, labels]` for several; empty for "lm" and for notes without labels.
-      logits: float32 `[notes, labels]`; empty for "lm".
+      labels: int `[notes]`, or 0/1 `[notes, labels]` for several; empty for "lm" and for notes without labels. Of
+        "tokens" the true tag of each token, `[tokens]`; of "span" 0/1, whether there is an answer.
+      logits: float32 `[notes, labels]`; empty for "lm". Of "tokens" the log-probability of each chosen tag, `[tokens]`;
+        of "span" by how much the best answer is above none, `[notes]`.
       nll: `[notes]`, the negative log-likelihood of each note's tokens; base_nll: without any adapter.
       tokens: `[notes]`, how many tokens were predicted.
+      chosen: of "tokens" the tag chosen for each token, `[tokens]`.
+      found, truth: int `[spans, 4]`, the predicted and the annotated entities or answers: number of the note, first
+        character, end, number of the type. Offsets only: no text is kept.
+      scores: of "span" float32 `[notes, 2]`, exact match and token F1.
     """
 
     kind: str
@@ -37,6 +47,10 @@ class Predictions:
     nll: np.ndarray
     base_nll: np.ndarray
     tokens: np.ndarray
+    chosen: np.ndarray = dataclasses.field(default_factory=_none)
+    found: np.ndarray = dataclasses.field(default_factory=_none)
+    truth: np.ndarray = dataclasses.field(default_factory=_none)
+    scores: np.ndarray = dataclasses.field(default_factory=_none)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the file (`.npz`), atomically and for its owner's eyes only."""

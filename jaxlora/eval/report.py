@@ -9,6 +9,13 @@ from jaxlora.errors import UserError
 from jaxlora.eval import figures, metrics
 from jaxlora.eval.runs import find_runs
 
+# The columns of a task's table: metric and title; runs are compared by the first one.
+_COLUMNS = {
+    "tokens": {"f1": "F1", "precision": "precision", "recall": "recall", "accuracy": "token accuracy"},
+    "span": {"f1": "F1", "exact": "exact match", "f1_answerable": "F1, answerable", "none_found": "none, rightly"},
+}
+_OF_NOTES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "accuracy": "accuracy"}
+
 
 def report(folder: str | Path, seconds: float | None = None) -> str:
     """Writes `report.json`, `report.md` and `figures/*.png` into `folder`, from every evaluated run under it.
@@ -35,30 +42,35 @@ def report(folder: str | Path, seconds: float | None = None) -> str:
         values = metrics.evaluate(run.predictions)
         for name, value in (("base", "base_perplexity"), ("+".join(run.active), "perplexity")):
             summary["perplexity"].setdefault(name, []).append(values[value])
+    columns = {}
     for run in outcomes:
+        columns[run.dataset] = _COLUMNS.get(run.predictions.kind, _OF_NOTES)
         rows = summary["tasks"].setdefault(run.dataset, {})
         rows.setdefault(run.row, []).append(metrics.evaluate(run.predictions))
     summary["perplexity"] = {name: float(np.mean(of)) for name, of in summary["perplexity"].items()}
-    summary["tasks"] = {task: {row: _mean(of) for row, of in rows.items()} for task, rows in summary["tasks"].items()}
+    summary["tasks"] = {
+        task: {row: _mean(of, columns[task]) for row, of in rows.items()} for task, rows in summary["tasks"].items()
+    }
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
     files.write_json(folder / "report.json", summary)
     made = figures.draw(folder / "figures", corpora, outcomes)
-    text = _markdown(summary)
+    text = _markdown(summary, columns)
     pictures = "\n".join(f"![{path.stem}](figures/{path.name})" for path in made)
     files.write(folder / "report.md", f"{text}\n{pictures}\n")
     return text
 
 
-def _mean(values: list[dict[str, float]]) -> dict[str, float]:
-    result = {name: float(np.mean([v[name] for v in values])) for name in ("auroc", "auprc", "f1", "accuracy")}
+def _mean(values: list[dict[str, float]], columns: dict[str, str]) -> dict[str, float]:
+    result = {name: float(np.mean([v[name] for v in values])) for name in columns}
     result["n"] = values[0]["n"]
     if len(values) > 1:
-        result |= {"runs": len(values), "auroc_sd": float(np.std([v["auroc"] for v in values], ddof=1))}
+        first = next(iter(columns))
+        result |= {"runs": len(values), f"{first}_sd": float(np.std([v[first] for v in values], ddof=1))}
     return result
 
 
-def _markdown(summary: dict) -> str:
+def _markdown(summary: dict, columns: dict[str, dict[str, str]]) -> str:
     lines = ["# Report", ""]
     if summary["perplexity"]:
         names, values = summary["perplexity"].keys(), summary["perplexity"].values()
@@ -67,10 +79,11 @@ def _markdown(summary: dict) -> str:
     for task, rows in summary["tasks"].items():
         count = next(iter(rows.values()))["n"]
         lines += [f"**{task}**, {count:,} notes of held-out patients:", ""]
-        lines += ["| row | AUROC | AUPRC | F1 | accuracy |", "|---|---:|---:|---:|---:|"]
+        lines += [f"| row | {' | '.join(columns[task].values())} |", "|---|" + "---:|" * len(columns[task])]
         for row, v in rows.items():
-            spread = f" ± {v['auroc_sd']:.3f} ({v['runs']} runs)" if "runs" in v else ""
-            cells = [f"{v['auroc']:.3f}{spread}", f"{v['auprc']:.3f}", f"{v['f1']:.3f}", f"{v['accuracy']:.3f}"]
+            cells = [f"{v[name]:.3f}" for name in columns[task]]
+            if "runs" in v:
+                cells[0] += f" ± {v[f'{next(iter(columns[task]))}_sd']:.3f} ({v['runs']} runs)"
             lines.append(f"| {row} | " + " | ".join(cells) + " |")
         lines.append("")
     if "seconds" in summary:

@@ -6,7 +6,8 @@ from flax import nnx
 
 
 class ClassificationHead(nnx.Module):
-    """`logits = h W` of the last real token of each segment, without bias (paper section 1.5, as transformers does)."""
+    """`logits = h W` of the last real token of each segment, without bias (paper section 1.5, as transformers does), or
+    of every token."""
 
     def __init__(self, embed: int, labels: int, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (embed, labels), jnp.float32))
@@ -26,7 +27,11 @@ class ClassificationHead(nnx.Module):
         index = jnp.arange(segments.shape[1])
         last = jnp.max(jnp.where(segments[:, None] == numbers[:, None], index, 0), axis=-1)
         pooled = jnp.take_along_axis(hidden, last[..., None], axis=1)
-        return pooled.astype(jnp.float32) @ self.kernel[...]
+        return self.every(pooled)
+
+    def every(self, hidden: jax.Array) -> jax.Array:
+        """Returns the float32 logits of every position, `[..., labels]` of `[..., embed]`."""
+        return hidden.astype(jnp.float32) @ self.kernel[...]
 
 
 def next_token_nll(hidden: jax.Array, unembedding: jax.Array, tokens: jax.Array, segments: jax.Array, chunk: int):

@@ -16,7 +16,8 @@ class Objective:
     """What a run minimises.
 
     Attributes:
-      kind: "lm", "binary", "multiclass" or "multilabel".
+      kind: "lm"; "binary", "multiclass" or "multilabel", of a note; "tokens", a tag of each token; "span", the two ends
+        of an answer.
       active: names of the adapters in the forward pass.
       class_weights: weight of each class, or () for none.
       loss_chunk: positions of a row whose next-token logits exist at one time.
@@ -28,13 +29,19 @@ class Objective:
     loss_chunk: int = 512
 
     def loss(self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
-        """Returns the mean loss of a packed batch: over next tokens, over notes, or over notes and labels.
+        """Returns the mean loss of a packed batch: over next tokens, over notes, over notes and labels, over tagged
+        tokens, or over the ends of answers.
 
         Cross-entropy is weighted as PyTorch does it, sum(w l) / sum(w) over the batch (paper section 1.6).
         """
         if self.kind == "lm":
             nll, weights = self.token_nll(model, batch, key)
             return nll.sum() / jnp.maximum(weights.sum(), 1.0)
+        if self.kind == "tokens":
+            return _tag_loss(self.position_logits(model, batch, key), batch["labels"])
+        if self.kind == "span":
+            logits = self.position_logits(model, batch, key)
+            return _end_loss(logits, batch["labels"], batch["segments"], batch["notes"] > 0)
         logits = self.note_logits(model, batch, key)
         present = (batch["notes"] > 0).astype(jnp.float32)
         if self.kind == "multilabel":
@@ -54,8 +61,34 @@ class Objective:
         """Returns the head's logits of every note, `[batch, max_segments, labels]`."""
         return model.head(self._hidden(model, batch, key), batch["segments"], batch["notes"].shape[1])
 
+    def position_logits(self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+        """Returns the head's logits of every position, `[batch, length, labels]`."""
+        return model.head.every(self._hidden(model, batch, key))
+
     def _hidden(self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
         return model(batch["tokens"], batch["segments"], batch["positions"], self.active, key)
+
+
+def _tag_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean cross-entropy over the positions whose label is not negative: neither BOS nor padding."""
+    counted = (labels >= 0).astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    return (losses * counted).sum() / jnp.maximum(counted.sum(), 1.0)
+
+
+def _end_loss(logits: jax.Array, ends: jax.Array, segments: jax.Array, present: jax.Array) -> jax.Array:
+    """Mean cross-entropy of the first and of the last token of each segment's answer, over the segment's positions.
+
+    Args:
+      logits: `[batch, length, 2]`. ends: `[batch, max_segments, 2]`, positions in the row.
+      segments: `[batch, length]`. present: `[batch, max_segments]`.
+    """
+    of_segment = segments[:, None] == jnp.arange(1, present.shape[1] + 1)[:, None]
+    of_segment |= ~present[..., None]  # over nothing, a logsumexp has no gradient
+    total = jax.nn.logsumexp(logits[:, None], axis=2, where=of_segment[..., None])
+    chosen = jnp.take_along_axis(logits, jnp.maximum(ends, 0), axis=1)
+    losses = (total - chosen).mean(axis=-1) * present
+    return losses.sum() / jnp.maximum(present.sum(), 1)
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:

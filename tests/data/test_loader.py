@@ -157,3 +157,52 @@ def test_chunks_of_a_note_are_segments_of_their_own(numbered_notes):
     notes = dataclasses.replace(numbered_notes([60, 60, 10]), notes=np.asarray([0, 0, 1]))
     found = rows(Batches(notes, 64, 1, seed=None))
     assert notes_of(found) == [0, 0, 1]
+
+
+def tagged(notes, kind, labels):
+    return dataclasses.replace(notes, kind=kind, labels=labels)
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_the_label_of_a_token_goes_with_it_and_padding_has_none(numbered_notes, seed):
+    notes = numbered_notes(LENGTHS)
+    notes = tagged(notes, "tokens", notes.tokens % 7 - 1)
+    for batch in Batches(notes, 64, 4, labels=7, seed=seed):
+        real = batch["segments"] > 0
+        assert batch["labels"].shape == (4, 64) and batch["labels"].dtype == np.int32
+        np.testing.assert_array_equal(batch["labels"], np.where(real, batch["tokens"] % 7 - 1, -1))
+        assert not real.all()
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_the_ends_of_an_answer_are_places_in_the_row(numbered_notes, seed):
+    ends = np.stack([LENGTHS // 3, LENGTHS - 1], axis=1)
+    seen = 0
+    for batch in Batches(tagged(numbered_notes(LENGTHS), "span", ends), 64, 4, labels=2, seed=seed):
+        assert batch["labels"].shape == (4, 4, 2) and batch["labels"].dtype == np.int32
+        for row, segment in zip(*np.nonzero(batch["notes"]), strict=True):
+            note = batch["notes"][row, segment] - 1
+            assert batch["tokens"][row, batch["labels"][row, segment]].tolist() == (100 * note + ends[note]).tolist()
+            seen += 1
+        assert (batch["labels"][batch["notes"] == 0] == -1).all()
+    assert seen > 40
+
+
+def test_rows_that_fill_a_batch_have_no_labels(numbered_notes):
+    notes = numbered_notes([5, 9])
+    (batch,) = Batches(tagged(notes, "tokens", np.ones(14, np.int64)), 64, 4, labels=3)
+    assert (batch["labels"] >= 0).sum() == 14 and (batch["labels"][1:] == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["tokens", "span"])
+def test_to_predict_no_label_is_needed(numbered_notes, kind):
+    notes = numbered_notes(LENGTHS)
+    notes = tagged(notes, kind, np.zeros((len(notes.tokens) if kind == "tokens" else 50, 2), np.int64))
+    assert "labels" not in next(iter(Batches(notes, 64, 4, seed=None)))
+
+
+def test_the_pieces_of_a_row_are_told_in_their_order(numbered_notes):
+    batches = Batches(numbered_notes(LENGTHS), 64, 4, epochs=2)
+    for number in range(len(batches.rows)):
+        row, pieces = batches.rows[number], batches.rows.pieces(number)
+        assert (row["notes"][row["notes"] > 0] - 1).tolist() == pieces.tolist()

@@ -60,8 +60,8 @@ def test_a_failing_prepare_leaves_the_previous_dataset_and_tells_nothing(tmp_pat
     config = own(tmp_path / "t.csv")
     prepare(config, tmp_path / "out")
     before = rows(tmp_path / "out", "mine")
-    with (tmp_path / "t.csv").open("a") as file:
-        file.write(f"id99,pat99,{SECRET},{SECRET}\n")
+    with (tmp_path / "t.csv").open("a", newline="") as file:
+        file.write(f"id99,pat99,{SECRET},{SECRET}\r\n")
     with pytest.raises(UserError, match="row 61: a label outside the 2 declared labels") as caught:
         prepare(config, tmp_path / "out")
     assert rows(tmp_path / "out", "mine") == before
@@ -71,7 +71,7 @@ def test_a_failing_prepare_leaves_the_previous_dataset_and_tells_nothing(tmp_pat
 
 
 def test_something_must_be_named(tmp_path):
-    with pytest.raises(UserError, match="neither datasets nor mimic3 is set"):
+    with pytest.raises(UserError, match="neither datasets nor mimic3 nor mimic4 is set"):
         prepare(default(), tmp_path)
 
 
@@ -82,29 +82,34 @@ def test_shares_are_checked(tmp_path):
         prepare(config, tmp_path / "out")
 
 
-def test_names_of_the_mimic_datasets_are_taken(tmp_path, mimic3):
+def test_a_mode_that_does_not_exist(tmp_path):
     config = own(tmp_path / "t.csv")
-    config.datasets.notes = config.datasets.mine
-    config.mimic3 = str(mimic3)
-    with pytest.raises(UserError, match="datasets.notes: mimic3 makes a dataset of this name"):
+    config.mode = "papers"
+    with pytest.raises(UserError, match="config.mode: no 'papers'; did you mean 'paper'"):
         prepare(config, tmp_path / "out")
 
 
-def test_generated_mimic_makes_five_datasets(prepared, prepared_rows):
-    kinds = {name: builders.load(prepared, name).task.kind for name in ("notes", "mortality", "length_of_stay")}
-    assert kinds == {"notes": "lm", "mortality": "binary", "length_of_stay": "multiclass"}
-    for name in ("diagnoses", "procedures"):
+CORPUS, MOR, LOS, DIAG, PROC = (
+    "clinical_corpus/mimic3",
+    *(f"mimic3_admission/{name}" for name in ("mor", "los", "diag", "proc")),
+)
+
+
+def test_generated_mimic_makes_its_tasks_and_a_corpus(prepared, prepared_rows):
+    kinds = {name: builders.load(prepared, name).task.kind for name in (CORPUS, MOR, LOS)}
+    assert kinds == {CORPUS: "lm", MOR: "binary", LOS: "multiclass"}
+    for name in (DIAG, PROC):
         data = prepared_rows(name)
         labels = builders.load(prepared, name).task.labels
         assert labels == tuple(sorted(labels)) and all(row["label"].size for row in data["train"])
         assert {i for row in data["train"] for i in row["label"]} == set(range(len(labels)))
-    assert any(label.startswith("0") for label in builders.load(prepared, "procedures").task.labels)
-    assert {"V45", "E888"} <= set(builders.load(prepared, "diagnoses").task.labels)
+    assert any(label.startswith("0") for label in builders.load(prepared, PROC).task.labels)
+    assert {"V45", "E888"} <= set(builders.load(prepared, DIAG).task.labels)
 
 
 def test_no_patient_is_in_two_splits_of_any_dataset(prepared_rows):
     patients = {"train": set(), "validation": set(), "test": set()}
-    for name in ("notes", "mortality", "length_of_stay", "diagnoses", "procedures"):
+    for name in (CORPUS, MOR, LOS, DIAG, PROC):
         for split, data in prepared_rows(name).items():
             patients[split] |= {row["patient"] for row in data}
     assert all(patients.values())
@@ -115,23 +120,90 @@ def test_no_patient_is_in_two_splits_of_any_dataset(prepared_rows):
 
 def test_the_flow_accounts_for_every_note(prepared):
     flow = json.loads((prepared / "flow.json").read_text())
-    corpus = flow["notes"]
-    sizes = builders.load(prepared, "notes").splits
-    assert corpus["notes: read"] == sum(sizes.values()) + corpus["notes: flagged as an error"]
-    kept = flow["admission notes"]["admissions: kept"]
-    assert kept == sum(builders.load(prepared, "mortality").splits.values()) + sum(flow["mortality"].values())
-    assert kept == sum(builders.load(prepared, "length_of_stay").splits.values()) + sum(flow["length_of_stay"].values())
-    assert "| mortality | admissions: the note tells the death |" in (prepared / "flow.md").read_text()
+    sizes = {name: sum(builders.load(prepared, name).splits.values()) for name in (CORPUS, MOR, LOS)}
+    corpus = flow[CORPUS]
+    left_out = corpus["notes: flagged as an error"] + corpus["notes: the same text again"]
+    assert left_out > corpus["notes: flagged as an error"] > 0
+    assert corpus["notes: read"] == sizes[CORPUS] + left_out
+    kept = flow["mimic3_admission"]["admissions: kept"]
+    assert kept == sizes[MOR] + sum(flow[MOR].values()) == sizes[LOS] + sum(flow[LOS].values())
+    assert f"| {MOR} | admissions: the note tells the death |" in (prepared / "flow.md").read_text()
+
+
+def test_what_is_there_is_left_alone_until_it_would_change(tmp_path, mimic3, capsys):
+    config = own(tmp_path / "t.csv")
+    config.mimic3 = str(mimic3)
+    prepare(config, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.array_record*")}
+    flow = (tmp_path / "out" / "flow.json").read_bytes()
+    capsys.readouterr()
+    prepare(config, tmp_path / "out")
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 7 and all(line.endswith(": unchanged") for line in printed)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (tmp_path / "out" / "flow.json").read_bytes() == flow
+    config.split.seed = 1
+    prepare(config, tmp_path / "out")
+    assert "unchanged" not in capsys.readouterr().out
+
+
+def test_paper_mode_stands_beside_the_correct_one(tmp_path, mimic3):
+    config = default()
+    config.mimic3 = str(mimic3)
+    for config.mode in ("correct", "paper"):
+        prepare(config, tmp_path)
+    flow = json.loads((tmp_path / "flow.json").read_text())
+    paper = builders.load(tmp_path, "clinical_corpus/mimic3_paper")
+    # Published: every note, flagged ones and repeats too, nine of ten to train, by note.
+    assert sum(paper.splits.values()) == flow["clinical_corpus/mimic3_paper"]["notes: read"]
+    assert set(paper.splits) == {"train", "test"} and 0.07 < paper.splits["test"] / sum(paper.splits.values()) < 0.13
+    assert "\n" not in paper.split("train")[0]["text"] and "[**" not in paper.split("train")[0]["text"]
+    patients = [{row["patient"] for row in rows(tmp_path, paper.task.name)[split]} for split in paper.splits]
+    assert patients[0] & patients[1]
+    assert flow["mimic3_admission"].keys() | flow["mimic3_admission_paper"].keys()
+    for name in ("mor", "los"):
+        sizes = [sum(builders.load(tmp_path, f"mimic3_admission/{name}{s}").splits.values()) for s in ("", "_paper")]
+        assert sizes[0] > 0 and sizes[1] > 0
+
+
+def test_plain_tfds_opens_and_makes_the_same(tmp_path, prepared, mimic3):
+    """In a process of its own: the registration is what an import does."""
+    program = """
+import sys
+import tensorflow_datasets as tfds
+import jaxlora.data.datasets
+
+prepared, out, tables = sys.argv[1:]
+source = tfds.data_source("mimic3_admission/los", split="test", data_dir=prepared)
+builder = tfds.builder("mimic3_admission/los", data_dir=out)
+tables = tfds.download.DownloadConfig(manual_dir=tables)
+builder.download_and_prepare(download_config=tables)
+made = builder.as_data_source(split="test")
+assert list(builder.info.metadata["labels"]) == ["<=3 days", "3-7 days", "7-14 days", ">14 days"]
+assert len(made) == len(source) > 100
+assert [r["text"] for r in made] == [r["text"] for r in source] and [r["label"] for r in made] == [
+    r["label"] for r in source
+]
+corpus = tfds.builder("clinical_corpus/mimic3", data_dir=out)
+corpus.download_and_prepare(download_config=tables)
+assert len(corpus.as_data_source(split="train")) == len(
+    tfds.data_source("clinical_corpus/mimic3", split="train", data_dir=prepared)
+)
+assert "tensorflow" not in sys.modules
+"""
+    (tmp_path / "out").mkdir()
+    script = [sys.executable, "-c", program, str(prepared), str(tmp_path / "out"), str(mimic3)]
+    subprocess.run(script, check=True)
 
 
 def test_no_mortality_note_tells_the_death(prepared_rows):
-    assert not [row for data in prepared_rows("mortality").values() for row in data if "expired" in row["text"]]
+    assert not [row for data in prepared_rows(MOR).values() for row in data if "expired" in row["text"]]
 
 
 def test_no_raw_identifier_is_stored(prepared_rows, mimic3):
     with (mimic3 / "ADMISSIONS.csv").open() as file:
         raw = {row[key] for row in csv.DictReader(file) for key in ("SUBJECT_ID", "HADM_ID")}
-    stored = {row[key] for data in prepared_rows("mortality").values() for row in data for key in ("id", "patient")}
+    stored = {row[key] for data in prepared_rows(MOR).values() for row in data for key in ("id", "patient")}
     assert stored and not stored & raw
 
 
@@ -161,10 +233,10 @@ def test_the_public_demo_with_generated_notes(shared_data, mimic3, tmp_path):
     config = default()
     config.mimic3 = str(tmp_path)
     prepare(config, tmp_path / "out")
-    labels = [row["label"] for data in rows(tmp_path / "out", "mortality").values() for row in data]
+    labels = [row["label"] for data in rows(tmp_path / "out", MOR).values() for row in data]
     assert len(labels) == 129 and sum(labels) == 40
-    assert sum(builders.load(tmp_path / "out", "length_of_stay").splits.values()) == 89
-    assert "006" in builders.load(tmp_path / "out", "procedures").task.labels
+    assert sum(builders.load(tmp_path / "out", LOS).splits.values()) == 89
+    assert "006" in builders.load(tmp_path / "out", PROC).task.labels
 
 
 def test_tensorflow_torch_and_jax_are_not_imported(tmp_path):

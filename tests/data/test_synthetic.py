@@ -1,6 +1,7 @@
 """The generated MIMIC-III: its format, its quirks, and how far its outcomes can be learnt."""
 
 import csv
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -28,6 +29,12 @@ def test_the_same_seed_makes_the_same_bytes(tmp_path):
     assert bytes_of["a"] == bytes_of["b"] != bytes_of["c"]
 
 
+def test_the_cohort_of_the_demo_stays_what_its_results_were_measured_on(tmp_path):
+    write_mimic3(tmp_path, patients=60, seed=1)
+    digest = hashlib.sha256((tmp_path / "NOTEEVENTS.csv").read_bytes()).hexdigest()
+    assert digest.startswith("55507df03696558f")
+
+
 def test_the_format_of_the_full_release(mimic3):
     assert sorted(p.name for p in mimic3.iterdir()) == sorted(f"{name}.csv" for name in COLUMNS)
     first, second = (mimic3 / "ADMISSIONS.csv").read_text().splitlines()[:2]
@@ -50,15 +57,15 @@ def test_every_quirk_is_there(mimic3):
 
 
 def test_notes_are_short(prepared_rows, mimic3):
-    texts, _ = columns(prepared_rows("mortality")["train"])
+    texts, _ = columns(prepared_rows("mimic3_admission/mor")["train"])
     assert 350 < np.mean([len(text) for text in texts]) < 600
     assert max(len(row["TEXT"]) for row in table(mimic3, "NOTEEVENTS")) < 1500
 
 
 def test_classes_are_populated(prepared_rows):
-    _, died = columns(prepared_rows("mortality")["train"])
+    _, died = columns(prepared_rows("mimic3_admission/mor")["train"])
     assert 0.2 < died.mean() < 0.35
-    _, stay = columns(prepared_rows("length_of_stay")["train"])
+    _, stay = columns(prepared_rows("mimic3_admission/los")["train"])
     assert min(np.bincount(stay, minlength=4)) > 0.1 * len(stay)
 
 
@@ -72,15 +79,15 @@ def oracle(prepared_rows, name):
 
 
 def test_mortality_is_learnt_from_wording_not_from_length(prepared_rows):
-    died, scores = oracle(prepared_rows, "mortality")
+    died, scores = oracle(prepared_rows, "mimic3_admission/mor")
     assert 0.75 < roc_auc_score(died, scores[:, 1]) < 0.95
-    rows = [row for data in prepared_rows("mortality").values() for row in data]
+    rows = [row for data in prepared_rows("mimic3_admission/mor").values() for row in data]
     by_length = roc_auc_score([row["label"] for row in rows], [len(row["text"]) for row in rows])
     assert max(by_length, 1 - by_length) < 0.7
 
 
 def test_length_of_stay_is_learnt_from_wording(prepared_rows):
-    stay, scores = oracle(prepared_rows, "length_of_stay")
+    stay, scores = oracle(prepared_rows, "mimic3_admission/los")
     assert 0.65 < roc_auc_score(stay, scores, multi_class="ovr") < 0.95
 
 

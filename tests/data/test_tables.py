@@ -123,6 +123,7 @@ def test_parts_of_a_compressed_file_read_as_one(tmp_path):
         ("t.csv", b'id,text\n1,"' + b"%s " * 500_000 + b'"\n', "row 1: longer than 4 MB"),
         ("t.csv", b'id,text\n1,a\n2,"%s\n3,c\n', "row 2: malformed CSV"),
         ("t.csv", b'id,text\n1,"a"%s\n', "row 1: malformed CSV"),
+        ("t.csv", b"id,text\r\n1,a\n2,%s\r\n", "no CSV with line ends of one kind"),
         ("t.csv", b"id,text\n1,a\n2,%s\xff\n", "column 'text', row 2: not valid UTF-8"),
         ("t.csv.gz", gzip.compress(b"id,text\n1,%s\n" * 99, mtime=0)[:-9], "damaged or cut short"),
         ("t.csv.gz", b"id,text\n1,%s\n", "damaged or cut short"),

@@ -65,6 +65,16 @@ def test_tokenizer_json_is_read_as_it_is(tokenizer, tmp_path):
     assert Tokenizer(tmp_path).encode(ODD) == tokenizer.encode(ODD)
 
 
+def test_a_tokenizer_json_that_cuts_and_pads_does_neither_here(tokenizer, tmp_path):
+    tokenizer._tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    cutting = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"truncation": cutting, "padding": padding}))
+    assert Tokenizer(tmp_path).encode(ODD) == tokenizer.encode(ODD)
+
+
 EMPTY = {"__type": "AddedToken", "content": "", "lstrip": False, "normalized": True, "rstrip": False}
 
 
@@ -128,6 +138,17 @@ def test_tokenizer_json_is_not_made_anew_by_the_class_that_is_named(tmp_path, ki
     named = byte_level(tmp_path, ["<|endoftext|>"], eos_token="<|endoftext|>", tokenizer_class=kind)
     text = "chest pain 120/80 the chest"
     assert named.encode([text]) == [Fast.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids]
+
+
+def test_spans_are_of_characters_whatever_their_bytes(tokenizer):
+    """What SentencePiece tells in bytes: a character in several pieces belongs to each of them."""
+    for text, encoding in zip(ODD, tokenizer.encodings(ODD, with_spans=True), strict=True):
+        ids, spans = tokenizer.ids(encoding), tokenizer.spans(encoding)
+        assert ids.tolist() == tokenizer.encode([text])[0] and spans.shape == (len(ids), 2)
+        assert spans[0].tolist() == [0, 0] and (not text or spans[-1, 1] == len(text))
+        said = "".join(text[a:b] for a, b in dict.fromkeys(map(tuple, spans[1:].tolist())))
+        # The blank that is put before a text tells of the text's first character.
+        assert said == text or said.removeprefix(text[:1]) == text
 
 
 def test_a_piece_that_the_model_has_not_is_an_error(small_base, tmp_path):

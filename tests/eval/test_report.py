@@ -126,3 +126,23 @@ def test_a_run_with_a_file_missing_or_damaged_is_named(folder, name):
     path.unlink()
     with pytest.raises(UserError, match=f"death/{name} is missing"):
         report(folder)
+
+
+def test_marked_parts_of_notes_have_columns_of_their_own(folder):
+    entities = np.asarray([[0, 0, 5, 0], [1, 2, 4, 0]])
+    tags, chosen = np.asarray([0, 1, 1, 0]), np.asarray([0, 1, 0, 0])
+    marked = Predictions(
+        "tokens", ("O", "B-a", "I-a"), IDS, IDS, tags, NONE, NONE, NONE, NONE, chosen, entities[:1], entities
+    )
+    scores = np.tile(np.asarray([[1, 1], [0, 0.5]], np.float32), (30, 1))
+    asked = Predictions("span", ("start", "end"), IDS, IDS, np.arange(60) // 2 % 2, *[NONE] * 7, scores)
+    write_run(folder / "marks", marked, "n2c2", of_row("lora"))
+    write_run(folder / "asks", asked, "radqa", of_row("lora"))
+    write_run(folder / "asks2", asked, "radqa", of_row("lora"))
+    text = report(folder)
+    assert "| row | F1 | precision | recall | token accuracy |\n|---|---:|---:|---:|---:|" in text
+    assert "| LLaMA + LoRA | 0.667 | 1.000 | 0.500 | 0.750 |" in text
+    assert "| LLaMA + LoRA | 0.750 ± 0.000 (2 runs) | 0.500 | 0.750 | 0.500 |" in text
+    found = json.loads((folder / "report.json").read_text())["tasks"]
+    assert found["n2c2"]["LLaMA + LoRA"]["f1"] == pytest.approx(2 / 3) and "auroc" in found["mortality"].popitem()[1]
+    assert not list((folder / "figures").glob("roc-n2c2*")) and (folder / "figures" / "roc-mortality.png").exists()

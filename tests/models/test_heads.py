@@ -64,3 +64,11 @@ def test_head_computes_in_float32_from_bfloat16():
     head = ClassificationHead(5, 3, rngs=nnx.Rngs(0))
     logits = head(jnp.asarray(HIDDEN, jnp.bfloat16), SEGMENTS, 3)
     assert logits.dtype == head.kernel[...].dtype == jnp.float32
+
+
+def test_head_over_every_position_is_the_same_layer():
+    head = ClassificationHead(5, 3, rngs=nnx.Rngs(0))
+    every = head.every(HIDDEN)
+    assert every.shape == (3, 12, 3) and every.dtype == jnp.float32
+    np.testing.assert_allclose(every, HIDDEN @ np.asarray(head.kernel[...]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(every[0, 4], head(HIDDEN, SEGMENTS, 3)[0, 0])

@@ -18,11 +18,21 @@ PRESENT = [(0, 0), (0, 1), (1, 0)]
 ROWS = {name: np.zeros((2, 8), np.int32) for name in ("tokens", "segments", "positions")}
 
 
+class Head:
+    """Gives the same logits to every note and to every position."""
+
+    def __init__(self, logits):
+        self.every = lambda *_: logits
+
+    def __call__(self, *_):
+        return self.every()
+
+
 class Known:
     """A model whose hidden states and logits are given."""
 
     def __init__(self, hidden=None, logits=None, unembedding=None):
-        self.hidden, self.head = hidden, lambda *_: logits
+        self.hidden, self.head = hidden, Head(logits)
         self.unembedding = lambda: unembedding
 
     def __call__(self, *_):
@@ -103,3 +113,54 @@ def test_balanced_weights_are_n_over_k_times_count():
 
 def test_class_absent_from_training_weighs_nothing():
     assert balanced_weights(np.asarray([0, 2, 2, 2]), 4) == pytest.approx((1.0, 0.0, 1 / 3, 0.0))
+
+
+POSITIONS = RNG.normal(size=(2, 8, 5)).astype(np.float32)
+TAGS = np.asarray([[-1, 0, 4, 2, -1, 1, 0, -1], [-1, 3, -1, -1, -1, -1, -1, -1]])
+SEGMENTS = np.asarray([[1, 1, 1, 1, 2, 2, 2, 0], [1, 1, 0, 0, 0, 0, 0, 0]])
+ENDS = np.asarray([[[1, 3], [4, 4], [-1, -1]], [[0, 1], [-1, -1], [-1, -1]]])
+
+
+def value_and_gradient(kind, logits, labels, segments=SEGMENTS):
+    batch = {**ROWS, "segments": segments, "notes": NOTES, "labels": labels}
+    run = jax.jit(lambda logits, batch: Objective(kind, ()).loss(Known(logits=logits), batch))
+    value, gradient = jax.value_and_grad(run)(logits, batch)
+    return float(value), np.asarray(gradient)
+
+
+def test_tags_are_scored_over_the_tokens_that_have_one():
+    log = log_softmax(POSITIONS.astype(np.float64), axis=-1)
+    expected = -np.mean([log[row, at, TAGS[row, at]] for row, at in zip(*np.nonzero(TAGS >= 0), strict=True)])
+    value, gradient = value_and_gradient("tokens", POSITIONS, TAGS)
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert ((gradient != 0).any(axis=-1) == (TAGS >= 0)).all()
+
+
+def test_what_padding_and_bos_say_changes_nothing():
+    other = np.where(TAGS[..., None] < 0, 9 * RNG.normal(size=POSITIONS.shape), POSITIONS).astype(np.float32)
+    assert value_and_gradient("tokens", other, TAGS)[0] == value_and_gradient("tokens", POSITIONS, TAGS)[0]
+
+
+def test_the_ends_of_an_answer_are_scored_within_their_segment():
+    logits, losses = POSITIONS[..., :2], []
+    for row, segment in PRESENT:
+        (inside,) = np.nonzero(SEGMENTS[row] == segment + 1)
+        log = log_softmax(logits[row, inside].astype(np.float64), axis=0)
+        losses += [-log[inside.tolist().index(ENDS[row, segment, end]), end] for end in (0, 1)]
+    value, gradient = value_and_gradient("span", logits, ENDS)
+    assert value == pytest.approx(np.mean(losses), rel=1e-5)
+    assert ((gradient != 0).all(axis=-1) == (SEGMENTS > 0)).all() and np.isfinite(gradient).all()
+
+
+def test_absent_segments_and_padding_have_no_ends():
+    other, labels = POSITIONS[..., :2].copy(), ENDS.copy()
+    other[SEGMENTS == 0], labels[NOTES == 0] = 50, 5
+    assert value_and_gradient("span", other, labels)[0] == value_and_gradient("span", POSITIONS[..., :2], ENDS)[0]
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("tokens", 0 * TAGS - 1), ("span", 0 * ENDS - 1)])
+def test_batch_without_a_label_costs_nothing(kind, labels):
+    batch = {**ROWS, "notes": 0 * NOTES, "labels": labels}
+    run = jax.value_and_grad(lambda logits: Objective(kind, ()).loss(Known(logits=logits), batch))
+    value, gradient = jax.jit(run)(POSITIONS[..., :2])
+    assert float(value) == 0 and not np.asarray(gradient).any()

@@ -1,0 +1,62 @@
+"""What lies in a folder of prepared datasets: their names, and who and what is in each split."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxlora.data import builders
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split of one dataset.
+
+    Attributes:
+      ids, patients: `[notes]`, keyed, as bytes.
+      labels: int64 `[notes]`; for several labels a note, a list of int64 arrays; None for other kinds.
+    """
+
+    dataset: str
+    split: str
+    ids: np.ndarray
+    patients: np.ndarray
+    labels: np.ndarray | list[np.ndarray] | None
+
+
+def names(workdir: str | Path) -> list[str]:
+    """Returns the names of the prepared datasets as `builders.load` takes them, sorted."""
+    found = sorted(Path(workdir).glob(f"*/*/{builders.VERSION}/dataset_info.json"))
+    own = builders.ClinicalNotes.name
+    pairs = [(path.parents[2].name, path.parents[1].name) for path in found]
+    return [name if builder == own else f"{builder}/{name}" for builder, name in pairs]
+
+
+def records(data: builders.Prepared, name: str, split: str, chosen: Sequence[int] | None = None) -> Iterator[dict]:
+    """Yields the records of one split in order, or the chosen ones of them, with a progress bar where it takes long."""
+    source = data.split(split)
+    chosen = range(len(source)) if chosen is None else chosen
+    for i in tqdm(chosen, desc=f"{name} {split}", unit=" notes", disable=None, leave=False, delay=2):
+        yield source[i]
+
+
+def survey(workdir: str | Path) -> list[Part]:
+    """Returns every split of every prepared dataset, without its texts, in the order of `names`."""
+    parts = []
+    for name in names(workdir):
+        data = builders.load(workdir, name)
+        parts += [_part(data, name, split) for split in data.splits]
+    return parts
+
+
+def _part(data: builders.Prepared, name: str, split: str) -> Part:
+    ids, patients, labels = [], [], []
+    for record in records(data, name, split):
+        ids.append(record["id"])
+        patients.append(record["patient"])
+        if data.task.kind in ("binary", "multiclass", "multilabel"):
+            labels.append(record["label"])
+    kept = {"binary": np.asarray, "multiclass": np.asarray, "multilabel": list}.get(data.task.kind)
+    return Part(name, split, np.asarray(ids, "S"), np.asarray(patients, "S"), kept(labels) if kept else None)

@@ -1,0 +1,112 @@
+"""`jaxlora verify-data`: tables, cohort, datasets and splits against the published counts, or an answer key."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxlora import files
+from jaxlora.audit import answers as answer_key
+from jaxlora.audit import patients, published, tables
+from jaxlora.audit.answers import Answers
+from jaxlora.audit.contents import Part, survey
+from jaxlora.audit.ledger import Ledger
+from jaxlora.audit.rows import CORRECT, Datasets
+from jaxlora.errors import UserError
+
+
+def verify_data(config, workdir: str | Path, full: bool = False) -> bool:
+    """Prints one line a check, PASS, FAIL or INFO, in the order of the pipeline, and the first difference at the end.
+
+    A folder of tables with an `answers.json`, as generated ones have, is checked against that, and the full release
+    against the published figures; those that only hold in paper mode are for information in correct mode. Writes
+    `verify.json` and `verify.md` into the workdir.
+
+    Args:
+      config: what the datasets were prepared with.
+      workdir: the folder that `prepare` wrote.
+      full: whether the tables of hundreds of millions of rows are counted too.
+
+    Returns:
+      Whether nothing failed.
+
+    Raises:
+      UserError: an answer key is malformed, a prepared dataset is damaged, or a folder is not there.
+    """
+    folder, ledger = Path(workdir), Ledger()
+    if not folder.is_dir():
+        raise UserError(f"--workdir: {folder} is no folder; give the one that `jaxlora prepare` wrote")
+    previous = os.umask(0o077)
+    try:
+        releases = [release for release in ("mimic3", "mimic4") if config[release]]
+        keys = {release: answer_key.read(config[release], release) for release in releases}
+        for release in releases:
+            tables.check(ledger, config, release, keys[release], full)
+        flow = files.read_json_object(folder / "flow.json", "prepare again") if (folder / "flow.json").exists() else {}
+        for release in releases:
+            _cohort(ledger, config, release, keys[release], flow)
+        parts = survey(folder)
+        for release in releases:
+            Datasets(ledger, config, release, keys[release], folder, parts).check()
+        _disjoint(ledger, config, parts)
+        return ledger.close(folder)
+    finally:
+        os.umask(previous)
+
+
+def _cohort(ledger: Ledger, config, release: str, answers: Answers | None, flow: dict[str, dict[str, int]]) -> None:
+    """Compares what `prepare` counted while it made the admission notes, and what each task then left out."""
+    paper = "_paper" if config.mode == "paper" else ""
+    shared = f"{release}_admission{paper}"
+    counted = flow.get(shared)
+    if counted is None:
+        ledger.fail("cohort", shared, "flow.json does not have it; run `jaxlora prepare` with this config")
+        return
+    if answers:
+        for what, expected in answers.notes[config.mode].items():
+            ledger.compare("cohort", f"{shared}: {what}", counted.get(what, 0), expected)
+        return
+    for what, count in counted.items():
+        expected = published.FLOW[""].get(what) if release == "mimic3" else None
+        ledger.published("cohort", f"{shared}: {what}", count, expected, "" if paper else CORRECT)
+    for name, figures in published.FLOW.items() if release == "mimic3" else ():
+        dataset = f"{release}_admission/{name}{paper}"
+        for what, expected in figures.items() if dataset in flow else ():
+            found = flow[dataset].get(what, 0)
+            ledger.published("cohort", f"{dataset}: {what}", found, expected, "" if paper else CORRECT)
+
+
+def _disjoint(ledger: Ledger, config, parts: Sequence[Part]) -> None:
+    """Checks that no patient is in two splits, of one dataset or of two, and that no identifier comes twice."""
+    step = "splits"
+    if not parts:
+        ledger.fail(step, "prepared datasets", "there are none; run `jaxlora prepare`")
+        return
+    found: Counter[tuple[str, str]] = Counter()
+    for shared in patients.in_two_splits(parts):
+        names = sorted({shared.first, shared.second})
+        found[" and ".join(names), _allowed(config, names)] += shared.patients
+    for (name, why), count in found.items():
+        if why:
+            ledger.info(step, f"patients in two splits: {name}", why, count)
+        else:
+            ledger.compare(step, f"patients in two splits: {name}", count, 0)
+    if all(why for _, why in found):
+        ledger.compare(step, f"patients in two splits{' of other datasets' if found else ''}", 0, 0)
+    repeated = {name: count for name, count in patients.repeated_ids(parts).items() if count}
+    for name, count in repeated.items():
+        ledger.compare(step, f"identifiers that come twice: {name}", count, 0)
+    if not repeated:
+        ledger.compare(step, "identifiers that come twice, in a dataset", 0, 0)
+
+
+def _allowed(config, names: Sequence[str]) -> str:
+    """Returns why patients may be in two splits of these datasets, or "" if they may not."""
+    paper = [name.endswith("_paper") for name in names]
+    if any(paper) != all(paper):
+        return "datasets of two modes, which split differently"
+    if any(name.startswith("clinical_corpus/") for name in names) and (all(paper) or config.corpus.split == "note"):
+        return "the corpus is split by note, as in the paper"
+    if any(name == "mimic3_admission/pmv_paper" for name in names):
+        return "BEEP splits by admission"
+    return ""

@@ -1,0 +1,164 @@
+"""The datasets of MIMIC by their TFDS names: `mimic3_admission/mor`, `mimic4_admission/los`, `clinical_corpus/mimic4`.
+
+To import this module is to register them, so that plain Python can open, or make, what `jaxlora prepare` makes:
+
+    import tensorflow_datasets as tfds
+    import jaxlora.data.datasets
+    tfds.data_source("mimic3_admission/mor", split="train", data_dir="data/mimic")
+    tables = tfds.download.DownloadConfig(manual_dir="MIMIC_DIR")
+    tfds.builder("mimic3_admission/mor", data_dir="data/mimic").download_and_prepare(download_config=tables)
+
+The latter makes one dataset, with the default config and in this process; `prepare` makes all, on every core.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from jaxlora.config import default
+from jaxlora.data import corpus, tasks
+from jaxlora.data.builders import VERSION, NotesBuilder, NotesConfig, Work
+from jaxlora.data.examples import Task, load_key, split_of
+from jaxlora.data.mimic import Release
+from jaxlora.data.mimic3 import Mimic3
+from jaxlora.data.mimic4 import Mimic4
+from jaxlora.data.notes import AdmissionNote, admission_notes
+
+PUBLISHED_SHARES = {"validation": 0.0, "test": 0.1}  # of the notes of a corpus, paper section 2.1
+
+
+@dataclass
+class Recipes:
+    """What `prepare` can make of one release: the tables are read when the first dataset that needs them is made.
+
+    Attributes:
+      release: the tables. config: `mode`, `split`, `core_splits`, `beep`, `gem` and `corpus` are read.
+      key: of the identifiers. workers: processes that write a corpus.
+      flow: by dataset, and by builder for what its datasets share: what was counted and left out.
+    """
+
+    release: Release
+    config: object
+    key: bytes
+    workers: int = 1
+    flow: dict[str, Counter[str]] = field(default_factory=dict)
+
+    @cached_property
+    def cohort(self) -> tasks.Cohort:
+        """The admissions of the release."""
+        c = self.config
+        return tasks.cohort(self.release, c.mode, c.split, c.core_splits, c.beep, c.gem, self.key)
+
+    @cached_property
+    def notes(self) -> list[AdmissionNote]:
+        """The admission notes that the tasks share."""
+        flow = self.flow[self.admissions.name + self.suffix] = Counter()
+        return admission_notes(self.release, self.cohort.admissions, self.config.mode, flow)
+
+    @property
+    def admissions(self) -> type[NotesBuilder]:
+        """The builder of the tasks of this release."""
+        return {"mimic3": Mimic3Admission, "mimic4": Mimic4Admission}[self.release.name]
+
+    @property
+    def suffix(self) -> str:
+        """What the names of datasets end in."""
+        return "_paper" if self.config.mode == "paper" else ""
+
+    def works(self) -> Iterator[tuple[type[NotesBuilder], str, Callable[[], Work]]]:
+        """Yields builder, name and maker of every dataset that can be made of the release."""
+        for name in tasks.available(self.cohort):
+            yield self.admissions, name + self.suffix, lambda name=name: self.task(name)
+        yield ClinicalCorpus, self.release.name + self.suffix, self.corpus
+
+    def task(self, name: str) -> Work:
+        """Returns one outcome task, by its name in `tasks.TASKS`."""
+        notes, flow = self.notes, Counter()
+        task, examples = tasks.TASKS[self.release.name][name](self.cohort, notes, flow)
+        self.flow[f"{self.admissions.name}/{task.name}"] = flow
+        return Work(task, examples)
+
+    def corpus(self) -> Work:
+        """Returns the corpus of step 1: every note, split like the tasks, unless by note.
+
+        Splitting by patient keeps the notes of test patients out of language-model training; the paper splits by note.
+        """
+        recipe, split = (
+            corpus.recipe(self.config.corpus, self.config.mode),
+            self.config.split.copy_and_resolve_references(),
+        )
+        split.update(PUBLISHED_SHARES if self.suffix else {})
+        place = (lambda note: split_of(note, split)) if recipe.by_note else self.cohort.split_of
+        task = Task(self.release.name + self.suffix, "lm")
+        flow = self.flow[f"{ClinicalCorpus.name}/{task.name}"] = Counter()
+        examples = corpus.notes(self.release, recipe, place, flow)
+        return Work(task, examples, corpus.Finish(recipe, self.key), self.workers)
+
+
+def recipes(config, key: bytes, workers: int) -> list[Recipes]:
+    """Returns the recipes of every release that a config names."""
+    releases = [Mimic3(config.mimic3)] if config.mimic3 else []
+    releases += [Mimic4(config.mimic4, config.mimic4_note)] if config.mimic4 else []
+    return [Recipes(release, config, key, workers) for release in releases]
+
+
+def _configs(**kinds: str) -> list[NotesConfig]:
+    return [
+        NotesConfig(name=name + suffix, version=VERSION, kind=kind)
+        for suffix in ("", "_paper")
+        for name, kind in kinds.items()
+    ]
+
+
+class _FromTables(NotesBuilder, skip_registration=True):
+    """A builder that knows the tables its datasets are made of."""
+
+    def read(self, tables: Path) -> Work:
+        """Returns the dataset of this builder's config, made of the tables in a folder."""
+        config = default()
+        name, paper, _ = self.builder_config.name.partition("_paper")
+        config.mode = "paper" if paper else "correct"
+        release = name if self.name == ClinicalCorpus.name else self.name.removesuffix("_admission")
+        config[release] = str(tables)
+        made = recipes(config, load_key(self._data_dir_root), workers=1)[0]
+        return made.corpus() if self.name == ClinicalCorpus.name else made.task(name)
+
+
+class Mimic3Admission(_FromTables):
+    """The outcome tasks of MIMIC-III v1.4."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "The tables of physionet.org/content/mimiciii/1.4 as they are, .csv.gz or .csv."
+    BUILDER_CONFIGS = _configs(
+        mor="binary",
+        mor_unfiltered="binary",
+        los="multiclass",
+        diag="multilabel",
+        proc="multilabel",
+        pmv="binary",
+    )
+
+
+class Mimic4Admission(_FromTables):
+    """The outcome tasks of MIMIC-IV 2.2 or 3.x, with MIMIC-IV-Note 2.2."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "hosp/ and icu/ of mimiciv and note/ of mimic-iv-note, both of physionet.org."
+    BUILDER_CONFIGS = _configs(
+        mor="binary",
+        mor_unfiltered="binary",
+        los="multiclass",
+        pmv="binary",
+        diag9="multilabel",
+        diag10="multilabel",
+        proc9="multilabel",
+        proc10="multilabel",
+        diag="multilabel",
+    )
+
+
+class ClinicalCorpus(_FromTables):
+    """The notes of a release, to learn the language of."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "The tables of MIMIC-III, or of MIMIC-IV and MIMIC-IV-Note, in one folder."
+    BUILDER_CONFIGS = _configs(mimic3="lm", mimic4="lm")

@@ -1,0 +1,63 @@
+"""ICD codes, written without their dot, and the categories that the tasks predict."""
+
+from pathlib import Path
+
+from jaxlora.errors import UserError
+
+
+def diagnosis9(code: str, mode: str) -> str:
+    """Returns the category of an ICD-9 diagnosis: 3 characters, 4 for E codes.
+
+    Mode "paper" cuts V codes to 4 characters too, as CORe does, which splits their categories (V45 and its like).
+    """
+    return code[: 4 if code.startswith("E" if mode == "correct" else ("E", "V")) else 3]
+
+
+def procedure9(code: str, mode: str) -> str:
+    """Returns the first 3 characters of an ICD-9 procedure code.
+
+    Mode "paper" reads the code as a whole number first, as CORe does: "0066" becomes "66", and 03.31 meets 33.1.
+    """
+    return (str(int(code)) if mode == "paper" and code.isdecimal() else code)[:3]
+
+
+def category10(code: str) -> str:
+    """Returns the category of an ICD-10-CM diagnosis, or section, body system and operation of an ICD-10-PCS code."""
+    return code[:3]
+
+
+class Gem:
+    """The ICD-9-CM diagnoses that stand for ICD-10-CM ones, by a General Equivalence Mapping of the CMS.
+
+    A code with several counterparts has the first one; where a combination of codes is needed, the first choice of
+    each part of the first scenario.
+    """
+
+    def __init__(self, path: str | Path):
+        """Reads a GEM file, such as `2018_I10gem.txt`: ICD-10 code, ICD-9 code and five flags a line.
+
+        Raises:
+          UserError: the file is missing or is no GEM.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; set gem to the GEM from ICD-10-CM to ICD-9-CM")
+        self._codes: dict[str, dict[str, str]] = {}  # ICD-10 -> part of the combination -> ICD-9
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if line.strip():
+                self._read(path, number, line.split())
+
+    def _read(self, path: Path, number: int, cells: list[str]) -> None:
+        if len(cells) != 3 or len(cells[2]) != 5 or not cells[2].isdecimal():
+            raise UserError(
+                f"{path}, row {number}: not an ICD-10 code, an ICD-9 code and five digits; download it again"
+            )
+        code, target, (_, none, _, scenario, choice) = cells[0], cells[1], cells[2]
+        if none == "1":
+            self._codes.setdefault(code, {})
+        elif scenario in "01":
+            self._codes.setdefault(code, {}).setdefault(choice, target)
+
+    def __getitem__(self, code: str) -> tuple[str, ...]:
+        """Returns the ICD-9 codes of an ICD-10 code, none where it has no counterpart."""
+        return tuple(self._codes.get(code, {}).values())

@@ -1,0 +1,117 @@
+"""The tables of MIMIC-IV 2.2 and 3.x, and the notes of MIMIC-IV-Note 2.2, which is a release of its own."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from jaxlora.data import mimic, tables
+from jaxlora.data.mimic import Admission, Note, Summary, Ventilation, identifier, moment, optional, required
+from jaxlora.errors import UserError
+
+_CODES = {"diagnoses": "diagnoses_icd", "procedures": "procedures_icd"}
+_KINDS = {"DS": "report", "AD": "addendum"}
+_BLANK_LINE = re.compile(r"\n[ \t]+(?=\n)")
+INVASIVE_VENTILATION = "225792"
+
+
+class Mimic4:
+    """MIMIC-IV in its folder, and its notes there or in another one; a table is read when it is asked for."""
+
+    name = "mimic4"
+
+    def __init__(self, folder: str | Path, note_folder: str | Path = ""):
+        self.folder = Path(folder)
+        self.note_folder = Path(note_folder or folder)
+
+    def table(self, name: str) -> Path:
+        """Returns the file of a table; UserError where there is none."""
+        if name in ("discharge", "radiology", "discharge_detail", "radiology_detail"):
+            return mimic.find(self.note_folder, name, "MIMIC-IV-Note", "mimic4_note")
+        return mimic.find(self.folder, name, "MIMIC-IV", "mimic4")
+
+    def admissions(self) -> dict[str, Admission]:
+        """Returns admissions by hadm_id; MIMIC-IV marks no newborns and tells no diagnosis at admission.
+
+        Raises:
+          UserError: the table is missing or a cell of it is not what MIMIC-IV puts there.
+        """
+        path = self.table("admissions")
+        names = ("subject_id", "hadm_id", "admittime", "dischtime", "admission_type", "hospital_expire_flag")
+        result: dict[str, Admission] = {}
+        for number, row in tables.rows(path, names):
+            id, fields = mimic.admission(path, row, number, names)
+            mimic.add(result, path, "hadm_id", number, id, Admission(newborn=False, **fields))
+        return result
+
+    def summaries(self) -> Iterator[Summary]:
+        """Yields the rows of discharge, in file order.
+
+        The empty lines of these notes hold a blank, which would hide them from the recipe for admission notes, so it
+        is taken off.
+
+        Raises:
+          UserError: the table is missing or malformed, or a charttime is not a time.
+        """
+        columns = ("hadm_id", "note_type", "note_seq", "charttime", "text")
+        path = self.table("discharge")
+        for number, row in tables.rows(path, columns):
+            kind = _KINDS.get((row["note_type"] or "").strip().upper(), "")
+            time, seq = mimic.order(path, row, number, "charttime", "note_seq")
+            text = row["text"] and _BLANK_LINE.sub("\n", row["text"].replace("\r\n", "\n"))
+            # Reports and addenda are numbered apart.
+            yield Summary((time, kind == "addendum", seq), optional(row["hadm_id"]), kind, False, text)
+
+    def notes(self) -> Iterator[Note]:
+        """Yields every note of discharge and then of radiology, in file order."""
+        for name in ("discharge", "radiology"):
+            path = self.table(name)
+            for number, row in tables.rows(path, ("note_id", "subject_id", "hadm_id", "text")):
+                id = row["note_id"] or f"{name}-{number}"
+                yield Note(id, optional(row["subject_id"]), optional(row["hadm_id"]), name, row["text"], False)
+
+    def codes(self, kind: str) -> Iterator[tuple[str, str, str]]:
+        """Yields (admission, code, "9" or "10") of "diagnoses" or "procedures", in file order, zeros kept.
+
+        Raises:
+          UserError: an icd_version is neither 9 nor 10.
+        """
+        path = self.table(_CODES[kind])
+        for number, row in tables.rows(path, ("hadm_id", "icd_code", "icd_version")):
+            version = identifier(row["icd_version"] or "")
+            if version not in ("9", "10"):
+                where = tables.where(path, "icd_version", number)
+                raise UserError(f"{where}: neither 9 nor 10; copy the table again")
+            if row["hadm_id"] and row["icd_code"]:
+                yield identifier(row["hadm_id"]), row["icd_code"].strip(), version
+
+    def adults(self, admissions: Mapping[str, Admission]) -> set[str]:
+        """Returns the admissions of patients who were 18 or older, by the age in their anchor year in patients."""
+        path = self.table("patients")
+        born = {}
+        for number, row in tables.rows(path, ("subject_id", "anchor_age", "anchor_year")):
+            age, year = (_whole(path, row, column, number) for column in ("anchor_age", "anchor_year"))
+            born[identifier(required(path, row, "subject_id", number))] = year - age
+        return {
+            id
+            for id, admission in admissions.items()
+            if admission.admitted.year - born.get(admission.patient, mimic.YEARS.stop) >= 18
+        }
+
+    def ventilations(self) -> Iterator[Ventilation] | None:
+        """Yields the spans on a ventilator of icu/procedureevents, or is None without that table."""
+        path = mimic.search(self.folder, "procedureevents", "mimic4")
+        return None if path is None else self._ventilations(path)
+
+    def _ventilations(self, path: Path) -> Iterator[Ventilation]:
+        columns = ("hadm_id", "stay_id", "starttime", "endtime", "itemid")
+        for number, row in tables.rows(path, columns, keep={"itemid": (INVASIVE_VENTILATION,)}):
+            if row["hadm_id"]:
+                start, end = (moment(path, row, column, number) for column in ("starttime", "endtime"))
+                yield Ventilation(identifier(row["hadm_id"]), optional(row["stay_id"]) or "", start, end)
+
+
+def _whole(path: Path, row: tables.Row, column: str, number: int) -> int:
+    value = identifier(required(path, row, column, number))
+    if not value.isdecimal():
+        raise UserError(f"{tables.where(path, column, number)}: not a whole number; copy the table again")
+    return int(value)
