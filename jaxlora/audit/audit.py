@@ -20,14 +20,16 @@ EXCLUDE_FILE = "exclude.txt"
 
 
 def audit(config, workdir: str | Path, smallest: int = 20, workers: int | None = None) -> str:
-    """Audits every prepared dataset of a folder; what is not there is skipped, and the report says so.
+    """Audits the prepared datasets of a folder, those of one mode and your own tables'.
+
+    What is not there is skipped, and the report says so.
 
     Writes `audit.md`, `audit.json` and `figures/audit-*.png` into the folder, and `exclude.txt` where there is a
     corpus: the hashes of its notes that hold more than half of a test note, for `config.corpus.exclude`. No note, no
     identifier, and no word that the notes of few patients have, is in any of them but for the hashes.
 
     Args:
-      config: `mimic3` is read, whose ICUSTAYS tells the patients that MIMIC-IV cannot have.
+      config: `mode` is read, and `mimic3`, whose ICUSTAYS tells the patients that MIMIC-IV cannot have.
       workdir: the folder that `prepare` wrote.
       smallest: how many patients' notes have a word that is told, at the least.
       workers: processes that read a corpus; None takes one for each core.
@@ -41,7 +43,7 @@ def audit(config, workdir: str | Path, smallest: int = 20, workers: int | None =
     previous = os.umask(0o077)
     try:
         folder = Path(workdir)
-        parts = survey(folder)
+        parts = survey(folder, config.mode)
         if not parts:
             raise UserError(f"--workdir: {folder} holds no prepared dataset; give the folder that `prepare` wrote")
         found = {
@@ -103,7 +105,7 @@ def _distinct(folder: Path, chosen: dict[tuple[str, str], np.ndarray], rows: dic
 
 
 def _contamination(config, folder: Path, parts: Sequence[Part], workers: int | None) -> dict:
-    kinds = {name: builders.load(folder, name).task.kind for name in names(folder)}
+    kinds = {name: builders.load(folder, name).task.kind for name in names(folder, config.mode)}
     corpora = [part.dataset for part in parts if kinds[part.dataset] == "lm" and part.split == "train"]
     tests = [part for part in parts if kinds[part.dataset] != "lm" and part.split == "test"]
     result = {"skipped": "", "carevue": "", "rows": [], "excluded": None, "overlaps": {}}

@@ -152,7 +152,7 @@ class _Scanner:
         """Returns the grams seen, the test notes that a single note holds, and the hashes of such notes."""
         seen, alone = np.zeros(len(self.tests.hashes), bool), np.zeros(len(self.tests.sizes), bool)
         exclude = []
-        for texts in batches(self.source[i]["text"] for i in range(*block)):
+        for texts in batches(record["text"] for record in self.source.__getitems__(range(*block))):
             note, gram = self._matches(texts)
             seen[gram] = True
             for number, tests in self._held(note, gram, len(texts)):

@@ -8,6 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlora.data import builders
+from jaxlora.errors import one_of
+
+_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -26,26 +29,33 @@ class Part:
     labels: np.ndarray | list[np.ndarray] | None
 
 
-def names(workdir: str | Path) -> list[str]:
-    """Returns the names of the prepared datasets as `builders.load` takes them, sorted."""
-    found = sorted(Path(workdir).glob(f"*/*/{builders.VERSION}/dataset_info.json"))
-    own = builders.ClinicalNotes.name
-    pairs = [(path.parents[2].name, path.parents[1].name) for path in found]
-    return [name if builder == own else f"{builder}/{name}" for builder, name in pairs]
+def names(workdir: str | Path, mode: str) -> list[str]:
+    """Returns the prepared datasets of one mode, and your own tables, as `builders.load` takes them, sorted.
+
+    The two modes split differently, so what one trains on the other may test on; they are audited apart.
+
+    Raises:
+      UserError: there is no such mode.
+    """
+    paper = one_of("config.mode", mode, ("correct", "paper")) == "paper"
+    return [name for name in builders.names(workdir) if "/" not in name or name.endswith("_paper") == paper]
 
 
 def records(data: builders.Prepared, name: str, split: str, chosen: Sequence[int] | None = None) -> Iterator[dict]:
     """Yields the records of one split in order, or the chosen ones of them, with a progress bar where it takes long."""
     source = data.split(split)
     chosen = range(len(source)) if chosen is None else chosen
-    for i in tqdm(chosen, desc=f"{name} {split}", unit=" notes", disable=None, leave=False, delay=2):
-        yield source[i]
+    with tqdm(total=len(chosen), desc=f"{name} {split}", unit=" notes", disable=None, leave=False, delay=2) as bar:
+        for start in range(0, len(chosen), _BATCH):
+            batch = source.__getitems__([int(i) for i in chosen[start : start + _BATCH]])
+            yield from batch
+            bar.update(len(batch))
 
 
-def survey(workdir: str | Path) -> list[Part]:
-    """Returns every split of every prepared dataset, without its texts, in the order of `names`."""
+def survey(workdir: str | Path, mode: str) -> list[Part]:
+    """Returns every split of every prepared dataset of one mode, without its texts, in the order of `names`."""
     parts = []
-    for name in names(workdir):
+    for name in names(workdir, mode):
         data = builders.load(workdir, name)
         parts += [_part(data, name, split) for split in data.splits]
     return parts

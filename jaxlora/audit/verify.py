@@ -45,7 +45,7 @@ def verify_data(config, workdir: str | Path, full: bool = False) -> bool:
         flow = files.read_json_object(folder / "flow.json", "prepare again") if (folder / "flow.json").exists() else {}
         for release in releases:
             _cohort(ledger, config, release, keys[release], flow)
-        parts = survey(folder)
+        parts = survey(folder, config.mode)
         for release in releases:
             Datasets(ledger, config, release, keys[release], folder, parts).check()
         _disjoint(ledger, config, parts)
@@ -102,10 +102,8 @@ def _disjoint(ledger: Ledger, config, parts: Sequence[Part]) -> None:
 
 def _allowed(config, names: Sequence[str]) -> str:
     """Returns why patients may be in two splits of these datasets, or "" if they may not."""
-    paper = [name.endswith("_paper") for name in names]
-    if any(paper) != all(paper):
-        return "datasets of two modes, which split differently"
-    if any(name.startswith("clinical_corpus/") for name in names) and (all(paper) or config.corpus.split == "note"):
+    by_note = config.mode == "paper" or config.corpus.split == "note"
+    if by_note and any(name.startswith("clinical_corpus/") for name in names):
         return "the corpus is split by note, as in the paper"
     if any(name == "mimic3_admission/pmv_paper" for name in names):
         return "BEEP splits by admission"

@@ -18,15 +18,15 @@ from functools import cached_property
 from pathlib import Path
 
 from jaxlora.config import default
-from jaxlora.data import corpus, tasks
+from jaxlora.data import corpus, splits, tasks
 from jaxlora.data.builders import VERSION, NotesBuilder, NotesConfig, Work
-from jaxlora.data.examples import Task, load_key, split_of
+from jaxlora.data.examples import Task, load_key
 from jaxlora.data.mimic import Release
 from jaxlora.data.mimic3 import Mimic3
 from jaxlora.data.mimic4 import Mimic4
 from jaxlora.data.notes import AdmissionNote, admission_notes
 
-PUBLISHED_SHARES = {"validation": 0.0, "test": 0.1}  # of the notes of a corpus, paper section 2.1
+PUBLISHED_SHARES = (0.0, 0.1)  # of the notes of a corpus, to validate and to test; paper section 2.1
 
 
 @dataclass
@@ -85,12 +85,11 @@ class Recipes:
 
         Splitting by patient keeps the notes of test patients out of language-model training; the paper splits by note.
         """
-        recipe, split = (
-            corpus.recipe(self.config.corpus, self.config.mode),
-            self.config.split.copy_and_resolve_references(),
-        )
-        split.update(PUBLISHED_SHARES if self.suffix else {})
-        place = (lambda note: split_of(note, split)) if recipe.by_note else self.cohort.split_of
+        recipe, split = corpus.recipe(self.config.corpus, self.config.mode), self.config.split
+        place = self.cohort.split_of
+        if recipe.by_note:
+            shares = PUBLISHED_SHARES if self.suffix else (split.validation, split.test)
+            place = splits.by_shares(*shares, split.seed)
         task = Task(self.release.name + self.suffix, "lm")
         flow = self.flow[f"{ClinicalCorpus.name}/{task.name}"] = Counter()
         examples = corpus.notes(self.release, recipe, place, flow)

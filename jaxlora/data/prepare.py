@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxlora import files
 from jaxlora.data import builders, datasets, generic, native
 from jaxlora.data.builders import ClinicalNotes, NotesBuilder, Work
-from jaxlora.data.examples import check_shares, load_key
+from jaxlora.data.examples import SPLITS, check_shares, load_key
 from jaxlora.errors import UserError, one_of
 
 
@@ -68,8 +68,9 @@ def _release(made: datasets.Recipes, out_dir: str | Path) -> None:
         work = make()
         work.source = source
         dropped = _build(out_dir, builder, work)
-        for what in sorted(dropped):
-            made.flow[f"{builder.name}/{name}"][what] += dropped[what]
+        full = f"{builder.name}/{name}"
+        made.flow[full].update({what: dropped[what] for what in sorted(dropped)})
+        made.flow[full].update({f"examples: {s}": count for s, count in builders.load(out_dir, full).splits.items()})
         _write_flow(Path(out_dir), made.flow)
 
 
@@ -108,7 +109,20 @@ def _write_flow(out_dir: Path, flow: dict[str, Counter[str]]) -> None:
     path = out_dir / "flow.json"
     known = files.read_json_object(path, "delete it, and prepare again") if path.exists() else {}
     known |= flow
-    lines = ["| dataset | what | count |", "|---|---|---:|"]
-    lines += [f"| {name} | {what} | {count:,} |" for name, counts in known.items() for what, count in counts.items()]
     files.write_json(path, known)
-    files.write(out_dir / "flow.md", "\n".join(lines) + "\n")
+    files.write(out_dir / "flow.md", "\n".join(_markdown(known)) + "\n")
+
+
+def _markdown(flow: dict[str, dict[str, int]]) -> Iterator[str]:
+    """The way of the notes and admissions, as a CONSORT diagram has it: in, out and why, what is left and where it is.
+
+    What the datasets of a builder share stands under the builder's name.
+    """
+    yield "# Flow"
+    for name, counts in flow.items():
+        yield from ("", f"## {name}", "", "| | count |", "|---|---:|")
+        places = {"read": 0, "kept": 2, **dict.fromkeys(SPLITS, 3)}
+        for what, count in sorted(counts.items(), key=lambda item: places.get(item[0].partition(": ")[2], 1)):
+            of, _, reason = what.partition(": ")
+            out = places.get(reason, 1) == 1
+            yield f"| {'&nbsp;&nbsp;− ' if out else ''}{of}: {reason} | {count:,} |"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 from jaxlora.data import mimic, tables
 from jaxlora.data.examples import split_of
@@ -20,7 +21,13 @@ def splitter(core_splits: str | Path, split) -> Callable[[str], str | None]:
     Raises:
       UserError: a list is missing, or a patient is in two of them.
     """
-    return published(core_splits).get if core_splits else lambda patient: split_of(patient, split)
+    return published(core_splits).get if core_splits else by_shares(split.validation, split.test, split.seed)
+
+
+def by_shares(validation: float, test: float, seed: int) -> Callable[[str], str]:
+    """Returns the function from a raw identifier to its split by shares, the same on every machine."""
+    shares = SimpleNamespace(validation=validation, test=test, seed=seed)
+    return lambda raw: split_of(raw, shares)
 
 
 def published(folder: str | Path) -> dict[str, str]:

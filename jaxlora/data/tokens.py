@@ -258,7 +258,9 @@ def _batches(source: Sequence[dict], encode: Callable[[list[str]], list]) -> Ite
     with ThreadPoolExecutor(1) as pool:
         waiting = None
         for start in range(0, len(source), _BATCH):
-            batch = [source[i] for i in range(start, min(start + _BATCH, len(source)))]
+            places = range(start, min(start + _BATCH, len(source)))
+            # A list of rows has no such method; the split of a dataset gives many examples quicker than each.
+            batch = source.__getitems__(places) if hasattr(source, "__getitems__") else [source[i] for i in places]
             coming = batch, pool.submit(encode, [example["text"] for example in batch])
             if waiting:
                 yield waiting[0], waiting[1].result()

@@ -37,9 +37,9 @@ def test_survey_reads_every_kind(tmp_path):
         builders.build(
             tmp_path, Task(kind, kind, () if label is None else ("a", "b", "c")[: 2 + (kind != "binary")]), rows
         )
-    found = {(part.dataset, part.split): part for part in survey(tmp_path)}
-    assert names(tmp_path) == sorted(cases) and len(found) == 8
+    found = {(part.dataset, part.split): part for part in survey(tmp_path, "correct")}
+    assert names(tmp_path, "correct") == sorted(cases) and len(found) == 8
     assert found["lm", "train"].labels is None and found["binary", "test"].labels.tolist() == [1, 1]
     assert [row.tolist() for row in found["multilabel", "train"].labels] == [[0, 2], [0, 2]]
     assert found["multiclass", "test"].ids.tolist() == [f"{1:016x}".encode(), f"{3:016x}".encode()]
-    assert in_two_splits(list(found.values())) == [] and names(tmp_path / "none") == []
+    assert in_two_splits(list(found.values())) == [] and names(tmp_path / "none", "correct") == []

@@ -126,8 +126,23 @@ def test_the_flow_accounts_for_every_note(prepared):
     assert left_out > corpus["notes: flagged as an error"] > 0
     assert corpus["notes: read"] == sizes[CORPUS] + left_out
     kept = flow["mimic3_admission"]["admissions: kept"]
-    assert kept == sizes[MOR] + sum(flow[MOR].values()) == sizes[LOS] + sum(flow[LOS].values())
-    assert f"| {MOR} | admissions: the note tells the death |" in (prepared / "flow.md").read_text()
+    for name in (MOR, LOS):
+        left_out = sum(count for what, count in flow[name].items() if what.startswith("admissions: "))
+        in_splits = sum(count for what, count in flow[name].items() if what.startswith("examples: "))
+        assert kept == sizes[name] + left_out and in_splits == sizes[name]
+
+
+def test_the_flow_is_told_in_order(prepared):
+    text = (prepared / "flow.md").read_text()
+    section = text.split("## mimic3_admission/mor\n")[1].split("##")[0].split("\n")
+    assert [line.split(" | ")[0] for line in section if ": " in line] == [
+        "| &nbsp;&nbsp;− admissions: the note tells the death",
+        *(f"| examples: {split}" for split in ("train", "validation", "test")),
+    ]
+    shared = text.split("## mimic3_admission\n")[1].split("##")[0].split("\n")
+    steps = [line for line in shared if ": " in line]
+    assert steps[0].startswith("| notes: read |") and steps[-1].startswith("| admissions: kept |")
+    assert all("− " in line for line in steps[1:-1])
 
 
 def test_what_is_there_is_left_alone_until_it_would_change(tmp_path, mimic3, capsys):
