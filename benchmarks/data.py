@@ -45,14 +45,15 @@ def tasks(folder, out):
     """Make admission notes and the outcome tasks; return the number of notes."""
     from jaxlora.config import default
     from jaxlora.data import builders, datasets
+    from jaxlora.workers import cores
 
     config = default()
     config.mimic3 = folder
-    made = datasets.recipes(config, bytes(32), workers=len(os.sched_getaffinity(0)))[0]
+    made = datasets.recipes(config, bytes(32), workers=cores())[0]
     for builder, _, make in made.works():
         if builder is not datasets.ClinicalCorpus:
             work = make()
-            builders.build(out, work.task, work.examples, builder, work.finish, work.workers)
+            builders.build(out, work, builder)
     return len(made.notes)
 
 
@@ -60,19 +61,21 @@ def corpus(folder, out, release):
     """Make the corpus of a release; return the characters read, and the notes and shards written."""
     from jaxlora.config import default
     from jaxlora.data import builders, datasets
+    from jaxlora.workers import cores
 
     config = default()
     config[release] = folder
-    made = datasets.recipes(config, bytes(32), workers=len(os.sched_getaffinity(0)))[0]
-    work, read = made.corpus(), 0
+    made = datasets.recipes(config, bytes(32), workers=cores())[0]
+    work, read, examples = made.corpus(), 0, None
 
     def counted():
         nonlocal read
-        for example in work.examples:
+        for example in examples:
             read += len(example.text)
             yield example
 
-    builders.build(out, work.task, counted(), datasets.ClinicalCorpus, work.finish, work.workers)
+    examples, work.examples = work.examples, counted()
+    builders.build(out, work, datasets.ClinicalCorpus)
     sizes = builders.load(out, f"clinical_corpus/{work.task.name}").splits
     return {"characters": read, "notes": sum(sizes.values())}
 

@@ -11,7 +11,7 @@ diag, proc and pmv; of MIMIC-IV diag9, diag10, proc9 and proc10, and with --conf
 to ICD-9. Rows: head_only, lora, frozen, frozen_downstream, trainable, trainable_downstream, and the two as published.
 
 The paper's counts: --config.mode=paper --config.core_splits=DIR with the lists of CORe, --config.beep=pmv_labels.pkl,
-and `jaxlora verify-data` with the same flags; its datasets end in _paper (mimic3,mor_paper,lora). The paper's step 1 is
+and `jaxlora verify-data` with the same flags; its datasets end in _paper: mimic3_paper,mor,lora. The paper's step 1 is
 mimic4_paper,clinical at --config.data.length=128 or 512 and --config.data.long_notes=truncate; both releases together
 are --config.data.mix="(('clinical_corpus/mimic3',1.0),)" on top of mimic4,clinical. MIMIC-IV has admissions of
 MIMIC-III's test patients: `jaxlora audit` counts them and writes the hashes that --config.corpus.exclude leaves out.
@@ -23,13 +23,10 @@ and its own split by patient; its head-only row 0.67 and 0.58. Nobody has measur
 from ml_collections import ConfigDict
 
 from jaxlora.config import adapter, default
+from jaxlora.data.examples import MODES, named, unnamed
+from jaxlora.data.tasks import TASKS
 from jaxlora.errors import one_of
 from jaxlora.rows import set_row
-
-TASKS = {
-    "mimic3": ("mor", "mor_unfiltered", "los", "diag", "proc", "pmv"),
-    "mimic4": ("mor", "mor_unfiltered", "los", "pmv", "diag9", "diag10", "proc9", "proc10", "diag"),
-}
 
 
 def get_config(run: str = "mimic3,clinical") -> ConfigDict:
@@ -41,19 +38,19 @@ def get_config(run: str = "mimic3,clinical") -> ConfigDict:
     config.remat = "save_qkv"
     config.clinical = "runs/clinical"  # the workdir of step 1
 
-    release, _, rest = run.partition(",")
+    given, _, rest = run.partition(",")
     step, _, row = rest.partition(",")
-    name, paper, _ = release.partition("_paper")
-    one_of("configs/mimic.py", name, TASKS)
-    one_of("configs/mimic.py", step.removesuffix("_paper"), ("clinical", *TASKS[name]))
+    one_of("configs/mimic.py", given, [named(release, mode) for release in TASKS for mode in MODES])
+    release, mode = unnamed(given)
+    one_of("configs/mimic.py", step, ("clinical", *TASKS[release]))
     if step == "clinical":
-        config.data.name, config.data.long_notes = f"clinical_corpus/{name}{paper}", "chunk"
+        config.data.name, config.data.long_notes = f"clinical_corpus/{given}", "chunk"
         config.adapters.clinical = adapter(rank=16, alpha=32)
         config.active = config.trainable = ("clinical",)
         config.learning_rate, config.batch_size, config.epochs = 3e-4, 32, 1
         config.evaluations = 20
     else:
-        config.data.name = f"{name}_admission/{step}"
+        config.data.name = f"{release}_admission/{named(step, mode)}"
         set_row(config, row or "frozen_downstream")
         if "clinical" in config.adapters:
             config.adapters.clinical.workdir = config.get_ref("clinical")

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxlora import files
 from jaxlora.config import adapter as adapter_config
 from jaxlora.config import default
-from jaxlora.data.examples import ANNOTATED
+from jaxlora.data.examples import ANNOTATED, OUTCOMES
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError, nearest
 from jaxlora.interop import huggingface, merge, peft
@@ -74,7 +74,7 @@ def _kind_and_labels(directory: str, adapter: peft.Adapter) -> tuple[str, list[s
     kind = adapter.belongs.get("kind", "multiclass")
     labels = adapter.belongs.get("labels", [f"LABEL_{i}" for i in range(count)])
     named = isinstance(labels, list) and len(labels) == count and all(isinstance(x, str) for x in labels)
-    if kind not in ("binary", "multiclass", "multilabel") or not named:
+    if kind not in OUTCOMES or not named:
         raise UserError(f"{directory}/jaxlora.json does not fit the head of {count} labels; copy it again")
     if count == 1 and not adapter.belongs:
         raise UserError(f"{directory}: a head of one label is a regression, which no task here is; take one of classes")

@@ -42,6 +42,16 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 @contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Makes files and folders that are created inside the block readable by their owner only."""
+    previous = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(previous)
+
+
+@contextlib.contextmanager
 def new_directory(path: str) -> Iterator[Path]:
     """Gives an empty folder beside `path`, which becomes `path` when the block ends well and vanishes when it fails.
 

@@ -1,4 +1,4 @@
-"""Several small runs side by side on a CPU, where one of them keeps one core busy."""
+"""How many cores there are, and several small runs side by side on them, where one keeps one core busy."""
 
 import multiprocessing
 import os
@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
-import jax
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_all(function: Callable, jobs: dict[str, tuple]) -> Iterator[tuple[str, Any]]:
@@ -23,13 +26,15 @@ def run_all(function: Callable, jobs: dict[str, tuple]) -> Iterator[tuple[str, A
     Raises:
       What a job raises; those not yet begun are left out.
     """
-    if jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+    import jax
+
+    if jax.default_backend() != "cpu" or not hasattr(os, "sched_setaffinity") or cores() < 2:
         for name, arguments in jobs.items():
             yield name, function(*arguments)
         return
-    cores, spawn = sorted(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
+    own, spawn = sorted(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")
     halves = spawn.SimpleQueue()
-    for half in (cores[::2], cores[1::2]):
+    for half in (own[::2], own[1::2]):
         halves.put(half)
     start = (jax.config.jax_compilation_cache_dir, halves)
     with ProcessPoolExecutor(2, mp_context=spawn, initializer=_start, initargs=start) as pool:
@@ -44,6 +49,8 @@ def run_all(function: Callable, jobs: dict[str, tuple]) -> Iterator[tuple[str, A
 def _start(cache: str, halves: multiprocessing.SimpleQueue) -> None:
     """Gives a process cores of its own, for two XLA programs on the same cores run at a fraction of their speed; and
     keeps its bars and tables off the terminal that both share."""
+    import jax
+
     os.sched_setaffinity(0, halves.get())
     jax.config.update("jax_compilation_cache_dir", cache)
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives

@@ -192,7 +192,7 @@ def test_other_kinds_of_labels(small, tmp_path, kind, column):
 
 def test_a_validation_split_of_one_class_still_trains(trained, tmp_path):
     rows, shares = read_rows(trained.notes), ConfigDict({"validation": 0.2, "test": 0.3, "seed": 0})
-    held_out = [row for row in rows if split_of(row["patient"], shares) == "validation"]
+    held_out = [row for row in rows if split_of(row["patient"], **shares) == "validation"]
     assert len({row["label"] for row in held_out}) > 1
     for row in held_out:
         row["label"] = "good"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxlora import files
+from jaxlora.data.examples import MODES
 from jaxlora.errors import UserError
 
 _REMEDY = "run `jaxlora synthesize` again"
-MODES = ("correct", "paper")
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class Answers:
 
     Attributes:
       release: "mimic3" or "mimic4". tables: rows by name of the table.
-      notes: for each mode, what `prepare` counts of the notes. labels: of `diag_paper` and `proc_paper`, in order.
+      notes: for each mode, what `prepare` counts of the summaries. corpus: what it counts of all notes.
+      labels: of `diag_paper` and `proc_paper`, in order.
       admissions: for each mode and admission, the patient and the answers by name of the dataset.
     """
 
     release: str
     tables: dict[str, int]
     notes: dict[str, dict[str, int]]
+    corpus: dict[str, int]
     labels: dict[str, list[str]]
     admissions: dict[str, list[tuple[str, dict[str, Any]]]]
 
@@ -54,7 +56,7 @@ def read(folder: str | Path, release: str) -> Answers | None:
     if not path.is_file():
         return None
     whole = files.read_json_object(path, _REMEDY)
-    for name in ("tables", "notes", "notes_paper", "labels", "counts"):
+    for name in ("tables", "notes", "notes_paper", "corpus", "labels", "counts"):
         if not isinstance(whole.get(name), dict):
             raise UserError(f"{path}: {name} is not there, or not an object; {_REMEDY}")
     if whole.get("release") != release:
@@ -66,7 +68,7 @@ def read(folder: str | Path, release: str) -> Answers | None:
             admissions[mode].append((patient, answer[mode]))
     _agree(path, lines, whole["counts"], admissions)
     notes = {"correct": whole["notes"], "paper": whole["notes_paper"]}
-    return Answers(release, whole["tables"], notes, whole["labels"], admissions)
+    return Answers(release, whole["tables"], notes, whole["corpus"], whole["labels"], admissions)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ MOST_TRAIN_NOTES = 50_000  # read by the bag of words of a dataset; what is beyo
 EXCLUDE_FILE = "exclude.txt"
 
 
+@files.private()
 def audit(config, workdir: str | Path, smallest: int = 20, workers: int | None = None) -> str:
     """Audits the prepared datasets of a folder, those of one mode and your own tables'.
 
@@ -40,26 +40,22 @@ def audit(config, workdir: str | Path, smallest: int = 20, workers: int | None =
     Raises:
       UserError: nothing is prepared there, or a file is damaged.
     """
-    previous = os.umask(0o077)
-    try:
-        folder = Path(workdir)
-        parts = survey(folder, config.mode)
-        if not parts:
-            raise UserError(f"--workdir: {folder} holds no prepared dataset; give the folder that `prepare` wrote")
-        found = {
-            "smallest": smallest,
-            "leakage": _leakage(folder, parts, smallest),
-            "contamination": _contamination(config, folder, parts, workers),
-            "patients_in_two_splits": [dataclasses.asdict(s) for s in patients.in_two_splits(parts)],
-        }
-        overlaps = found["contamination"].pop("overlaps")
-        files.write_json(folder / "audit.json", found)
-        made = figures.draw(folder / "figures", found["leakage"], overlaps)
-        text = markdown.report(found)
-        pictures = "\n".join(f"![{path.stem}](figures/{path.name})" for path in made)
-        files.write(folder / "audit.md", f"{text}\n{pictures}\n")
-    finally:
-        os.umask(previous)
+    folder = Path(workdir)
+    parts = survey(folder, config.mode)
+    if not parts:
+        raise UserError(f"--workdir: {folder} holds no prepared dataset; give the folder that `prepare` wrote")
+    found = {
+        "smallest": smallest,
+        "leakage": _leakage(folder, parts, smallest),
+        "contamination": _contamination(config, folder, parts, workers),
+        "patients_in_two_splits": [dataclasses.asdict(s) for s in patients.in_two_splits(parts)],
+    }
+    overlaps = found["contamination"].pop("overlaps")
+    files.write_json(folder / "audit.json", found)
+    made = figures.draw(folder / "figures", found["leakage"], overlaps)
+    text = markdown.report(found)
+    pictures = "\n".join(f"![{path.stem}](figures/{path.name})" for path in made)
+    files.write(folder / "audit.md", f"{text}\n{pictures}\n")
     return text
 
 

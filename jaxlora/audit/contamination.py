@@ -14,7 +14,6 @@ The 13-grams of the test notes are kept in memory, and the corpus streams past t
 
 import itertools
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from jaxlora.audit.grams import batches, grams
 from jaxlora.data import builders
 from jaxlora.data.deid import note_hash, passages
+from jaxlora.workers import cores
 
 LIMIT = 0.5
 _BLOCK = 5_000  # notes of the corpus that a process takes at a time
@@ -98,7 +98,7 @@ def scan(data_dir: str | Path, corpus: str, tests: Index, split: str = "train", 
     total = builders.load(data_dir, corpus).splits[split]
     blocks = [(start, min(start + _BLOCK, total)) for start in range(0, total, _BLOCK)]
     if workers is None:
-        workers = 1 if total <= _ALONE else len(os.sched_getaffinity(0))
+        workers = 1 if total <= _ALONE else cores()
     arguments = (str(data_dir), corpus, split, tests)
     bar = tqdm(total=total, desc=f"{corpus}: overlap with the test notes", unit=" notes", disable=None, leave=False)
     seen, alone = np.zeros(len(tests.hashes), bool), np.zeros(len(tests.sizes), bool)

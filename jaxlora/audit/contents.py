@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxlora.data import builders
+from jaxlora.data.examples import MODES, OUTCOMES, unnamed
 from jaxlora.errors import one_of
 
 _BATCH = 256
@@ -37,8 +38,8 @@ def names(workdir: str | Path, mode: str) -> list[str]:
     Raises:
       UserError: there is no such mode.
     """
-    paper = one_of("config.mode", mode, ("correct", "paper")) == "paper"
-    return [name for name in builders.names(workdir) if "/" not in name or name.endswith("_paper") == paper]
+    one_of("config.mode", mode, MODES)
+    return [name for name in builders.names(workdir) if "/" not in name or unnamed(name)[1] == mode]
 
 
 def records(data: builders.Prepared, name: str, split: str, chosen: Sequence[int] | None = None) -> Iterator[dict]:
@@ -66,7 +67,7 @@ def _part(data: builders.Prepared, name: str, split: str) -> Part:
     for record in records(data, name, split):
         ids.append(record["id"])
         patients.append(record["patient"])
-        if data.task.kind in ("binary", "multiclass", "multilabel"):
+        if data.task.kind in OUTCOMES:
             labels.append(record["label"])
     kept = {"binary": np.asarray, "multiclass": np.asarray, "multilabel": list}.get(data.task.kind)
     return Part(name, split, np.asarray(ids, "S"), np.asarray(patients, "S"), kept(labels) if kept else None)

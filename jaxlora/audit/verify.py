@@ -1,6 +1,5 @@
 """`jaxlora verify-data`: tables, cohort, datasets and splits against the published counts, or an answer key."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,13 @@ from jaxlora.audit import patients, published, tables
 from jaxlora.audit.answers import Answers
 from jaxlora.audit.contents import Part, survey
 from jaxlora.audit.ledger import Ledger
-from jaxlora.audit.rows import CORRECT, Datasets
+from jaxlora.audit.outcomes import CORRECT, Outcomes
+from jaxlora.data import datasets
+from jaxlora.data.examples import named
 from jaxlora.errors import UserError
 
 
+@files.private()
 def verify_data(config, workdir: str | Path, full: bool = False) -> bool:
     """Prints one line a check, PASS, FAIL or INFO, in the order of the pipeline, and the first difference at the end.
 
@@ -36,28 +38,25 @@ def verify_data(config, workdir: str | Path, full: bool = False) -> bool:
     folder, ledger = Path(workdir), Ledger()
     if not folder.is_dir():
         raise UserError(f"--workdir: {folder} is no folder; give the one that `jaxlora prepare` wrote")
-    previous = os.umask(0o077)
-    try:
-        releases = [release for release in ("mimic3", "mimic4") if config[release]]
-        keys = {release: answer_key.read(config[release], release) for release in releases}
-        for release in releases:
-            tables.check(ledger, config, release, keys[release], full)
-        flow = files.read_json_object(folder / "flow.json", "prepare again") if (folder / "flow.json").exists() else {}
-        for release in releases:
-            _cohort(ledger, config, release, keys[release], flow)
-        parts = survey(folder, config.mode)
-        for release in releases:
-            Datasets(ledger, config, release, keys[release], folder, parts).check()
-        _disjoint(ledger, config, parts)
-        return ledger.close(folder)
-    finally:
-        os.umask(previous)
+    releases = {made.release.name: made.release for made in datasets.recipes(config, key=b"", workers=1)}
+    keys = {name: answer_key.read(config[name], name) for name in releases}
+    for name in releases:
+        tables.check(ledger, config, name, keys[name], full)
+    flow = files.read_json_object(folder / "flow.json", "prepare again") if (folder / "flow.json").exists() else {}
+    for name in releases:
+        _cohort(ledger, config, name, keys[name], flow)
+    parts = survey(folder, config.mode)
+    for name, release in releases.items():
+        Outcomes(ledger, config, release, keys[name], folder, parts).check()
+        _corpus(ledger, config, name, keys[name], flow, parts)
+    _disjoint(ledger, config, parts)
+    return ledger.close(folder)
 
 
 def _cohort(ledger: Ledger, config, release: str, answers: Answers | None, flow: dict[str, dict[str, int]]) -> None:
     """Compares what `prepare` counted while it made the admission notes, and what each task then left out."""
-    paper = "_paper" if config.mode == "paper" else ""
-    shared = f"{release}_admission{paper}"
+    paper = config.mode == "paper"
+    shared = named(f"{release}_admission", config.mode)
     counted = flow.get(shared)
     if counted is None:
         ledger.fail("cohort", shared, "flow.json does not have it; run `jaxlora prepare` with this config")
@@ -70,10 +69,36 @@ def _cohort(ledger: Ledger, config, release: str, answers: Answers | None, flow:
         expected = published.FLOW[""].get(what) if release == "mimic3" else None
         ledger.published("cohort", f"{shared}: {what}", count, expected, "" if paper else CORRECT)
     for name, figures in published.FLOW.items() if release == "mimic3" else ():
-        dataset = f"{release}_admission/{name}{paper}"
+        dataset = f"{release}_admission/{named(name, config.mode)}"
         for what, expected in figures.items() if dataset in flow else ():
             found = flow[dataset].get(what, 0)
             ledger.published("cohort", f"{dataset}: {what}", found, expected, "" if paper else CORRECT)
+
+
+def _corpus(
+    ledger: Ledger,
+    config,
+    release: str,
+    answers: Answers | None,
+    flow: dict[str, dict[str, int]],
+    parts: Sequence[Part],
+) -> None:
+    """Compares the notes of a corpus with the answer key, or with what `prepare` counted on the way."""
+    name = f"clinical_corpus/{named(release, config.mode)}"
+    size = sum(len(part.ids) for part in parts if part.dataset == name)
+    if not size or name not in flow:
+        ledger.fail("corpus", name, "not prepared; run `jaxlora prepare` with this config")
+        return
+    counted = flow[name]
+    told = dict(answers.corpus) if answers else {}
+    if config.mode == "paper":  # every note is kept, whatever is the matter with it
+        told = {what: count for what, count in told.items() if what == "notes: read"}
+    elif not config.corpus.dedupe:
+        told.pop("notes: the same text again", None)
+    for what, expected in told.items():
+        ledger.compare("corpus", f"{name}: {what}", counted.get(what, 0), expected)
+    left_out = sum(count for what, count in counted.items() if what.startswith("notes: ") and what != "notes: read")
+    ledger.compare("corpus", f"{name}: notes read less those left out", size, counted["notes: read"] - left_out)
 
 
 def _disjoint(ledger: Ledger, config, parts: Sequence[Part]) -> None:

@@ -118,35 +118,23 @@ class ClinicalNotes(NotesBuilder):
     """The datasets of your own tables: `clinical_notes/NAME`."""
 
 
-def build(
-    out_dir: str | Path,
-    task: Task,
-    examples: Iterable[Example],
-    builder: type[NotesBuilder] = ClinicalNotes,
-    finish: shards.Finish | None = None,
-    workers: int = 1,
-    source: str = "",
-) -> Counter[str]:
+def build(out_dir: str | Path, work: Work, builder: type[NotesBuilder] = ClinicalNotes) -> None:
     """Writes one dataset, or replaces it; when this fails, whatever was there before stays as it was.
 
     Args:
       out_dir: the folder of prepared datasets.
-      task: its name becomes the name of the dataset.
-      examples, finish, workers, source: see `Work`.
+      work: the name of its task becomes the name of the dataset.
       builder: whose dataset it is.
-
-    Returns:
-      How many examples `finish` left out, by reason.
 
     Raises:
       UserError: the name cannot be a folder's, or the train split (or the test split of a labelled task) is empty.
     """
-    name, work = task.name, Work(task, examples, finish, workers, source)
+    name, source = work.task.name, work.source
     if not name.replace("-", "").replace(".", "").isidentifier() or name.startswith("."):
         raise UserError(f"datasets.{name}: use letters, digits, '_', '-' and '.' in the name of a dataset")
     staging = Path(out_dir) / f".{builder.name}.{name}"
     _start(staging, source)
-    config = builder.builder_configs.get(name) or NotesConfig(name=name, version=VERSION, kind=task.kind)
+    config = builder.builder_configs.get(name) or NotesConfig(name=name, version=VERSION, kind=work.task.kind)
     try:
         with _quiet():
             made = builder(work=work, folder=staging / "shards", config=config, data_dir=staging / "data")
@@ -158,7 +146,6 @@ def build(
         if not source or isinstance(error, UserError):  # else it was stopped, and may go on from here
             shutil.rmtree(staging)
         raise
-    return work.dropped
 
 
 def source_of(data_dir: str | Path, name: str) -> str | None:

@@ -39,7 +39,9 @@ class Recipe:
         return " ".join(re.sub(r"\[\*\*|\*\*\]", " ", text).split()) if self.join_lines else text
 
 
-PUBLISHED = Recipe(join_lines=True, dedupe=False, by_note=True, errors=True)  # paper section 2.1
+# Paper section 2.1, and the shares of the notes that validate and test.
+PUBLISHED = Recipe(join_lines=True, dedupe=False, by_note=True, errors=True)
+PUBLISHED_SHARES = (0.0, 0.1)
 
 
 def recipe(corpus, mode: str) -> Recipe:

@@ -14,19 +14,17 @@ The latter makes one dataset, with the default config and in this process; `prep
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from jaxlora.config import default
-from jaxlora.data import corpus, splits, tasks
+from jaxlora.data import corpus, tasks
 from jaxlora.data.builders import VERSION, NotesBuilder, NotesConfig, Work
-from jaxlora.data.examples import Task, load_key
+from jaxlora.data.examples import MODES, Task, load_key, named, split_of, unnamed
 from jaxlora.data.mimic import Release
 from jaxlora.data.mimic3 import Mimic3
 from jaxlora.data.mimic4 import Mimic4
 from jaxlora.data.notes import AdmissionNote, admission_notes
-
-PUBLISHED_SHARES = (0.0, 0.1)  # of the notes of a corpus, to validate and to test; paper section 2.1
 
 
 @dataclass
@@ -35,7 +33,7 @@ class Recipes:
 
     Attributes:
       release: the tables. config: `mode`, `split`, `core_splits`, `beep`, `gem` and `corpus` are read.
-      key: of the identifiers. workers: processes that write a corpus.
+      key: of the identifiers. workers: processes that write.
       flow: by dataset, and by builder for what its datasets share: what was counted and left out.
     """
 
@@ -54,7 +52,7 @@ class Recipes:
     @cached_property
     def notes(self) -> list[AdmissionNote]:
         """The admission notes that the tasks share."""
-        flow = self.flow[self.admissions.name + self.suffix] = Counter()
+        flow = self.flow[named(self.admissions.name, self.config.mode)] = Counter()
         return admission_notes(self.release, self.cohort.admissions, self.config.mode, flow)
 
     @property
@@ -62,35 +60,32 @@ class Recipes:
         """The builder of the tasks of this release."""
         return {"mimic3": Mimic3Admission, "mimic4": Mimic4Admission}[self.release.name]
 
-    @property
-    def suffix(self) -> str:
-        """What the names of datasets end in."""
-        return "_paper" if self.config.mode == "paper" else ""
-
     def works(self) -> Iterator[tuple[type[NotesBuilder], str, Callable[[], Work]]]:
         """Yields builder, name and maker of every dataset that can be made of the release."""
-        for name in tasks.available(self.cohort):
-            yield self.admissions, name + self.suffix, lambda name=name: self.task(name)
-        yield ClinicalCorpus, self.release.name + self.suffix, self.corpus
+        c = self.config
+        for name in tasks.available(self.release, c.mode, c.beep, c.gem):
+            yield self.admissions, named(name, c.mode), lambda name=name: self.task(name)
+        yield ClinicalCorpus, named(self.release.name, c.mode), self.corpus
 
     def task(self, name: str) -> Work:
         """Returns one outcome task, by its name in `tasks.TASKS`."""
         notes, flow = self.notes, Counter()
-        task, examples = tasks.TASKS[self.release.name][name](self.cohort, notes, flow)
+        task, examples = tasks.make(self.cohort, name, notes, flow)
         self.flow[f"{self.admissions.name}/{task.name}"] = flow
-        return Work(task, examples)
+        return Work(task, examples, workers=self.workers)
 
     def corpus(self) -> Work:
         """Returns the corpus of step 1: every note, split like the tasks, unless by note.
 
         Splitting by patient keeps the notes of test patients out of language-model training; the paper splits by note.
         """
-        recipe, split = corpus.recipe(self.config.corpus, self.config.mode), self.config.split
+        mode, split = self.config.mode, self.config.split
+        recipe = corpus.recipe(self.config.corpus, mode)
         place = self.cohort.split_of
         if recipe.by_note:
-            shares = PUBLISHED_SHARES if self.suffix else (split.validation, split.test)
-            place = splits.by_shares(*shares, split.seed)
-        task = Task(self.release.name + self.suffix, "lm")
+            validation, test = corpus.PUBLISHED_SHARES if mode == "paper" else (split.validation, split.test)
+            place = partial(split_of, validation=validation, test=test, seed=split.seed)
+        task = Task(named(self.release.name, mode), "lm")
         flow = self.flow[f"{ClinicalCorpus.name}/{task.name}"] = Counter()
         examples = corpus.notes(self.release, recipe, place, flow)
         return Work(task, examples, corpus.Finish(recipe, self.key), self.workers)
@@ -103,12 +98,16 @@ def recipes(config, key: bytes, workers: int) -> list[Recipes]:
     return [Recipes(release, config, key, workers) for release in releases]
 
 
-def _configs(**kinds: str) -> list[NotesConfig]:
+def _configs(kinds: dict[str, str]) -> list[NotesConfig]:
     return [
-        NotesConfig(name=name + suffix, version=VERSION, kind=kind)
-        for suffix in ("", "_paper")
+        NotesConfig(name=named(name, mode), version=VERSION, kind=kind)
+        for mode in MODES
         for name, kind in kinds.items()
     ]
+
+
+def _outcomes(release: str) -> list[NotesConfig]:
+    return _configs({name: outcome.kind for name, outcome in tasks.TASKS[release].items()})
 
 
 class _FromTables(NotesBuilder, skip_registration=True):
@@ -117,8 +116,7 @@ class _FromTables(NotesBuilder, skip_registration=True):
     def read(self, tables: Path) -> Work:
         """Returns the dataset of this builder's config, made of the tables in a folder."""
         config = default()
-        name, paper, _ = self.builder_config.name.partition("_paper")
-        config.mode = "paper" if paper else "correct"
+        name, config.mode = unnamed(self.builder_config.name)
         release = name if self.name == ClinicalCorpus.name else self.name.removesuffix("_admission")
         config[release] = str(tables)
         made = recipes(config, load_key(self._data_dir_root), workers=1)[0]
@@ -129,35 +127,18 @@ class Mimic3Admission(_FromTables):
     """The outcome tasks of MIMIC-III v1.4."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The tables of physionet.org/content/mimiciii/1.4 as they are, .csv.gz or .csv."
-    BUILDER_CONFIGS = _configs(
-        mor="binary",
-        mor_unfiltered="binary",
-        los="multiclass",
-        diag="multilabel",
-        proc="multilabel",
-        pmv="binary",
-    )
+    BUILDER_CONFIGS = _outcomes("mimic3")
 
 
 class Mimic4Admission(_FromTables):
     """The outcome tasks of MIMIC-IV 2.2 or 3.x, with MIMIC-IV-Note 2.2."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "hosp/ and icu/ of mimiciv and note/ of mimic-iv-note, both of physionet.org."
-    BUILDER_CONFIGS = _configs(
-        mor="binary",
-        mor_unfiltered="binary",
-        los="multiclass",
-        pmv="binary",
-        diag9="multilabel",
-        diag10="multilabel",
-        proc9="multilabel",
-        proc10="multilabel",
-        diag="multilabel",
-    )
+    BUILDER_CONFIGS = _outcomes("mimic4")
 
 
 class ClinicalCorpus(_FromTables):
     """The notes of a release, to learn the language of."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The tables of MIMIC-III, or of MIMIC-IV and MIMIC-IV-Note, in one folder."
-    BUILDER_CONFIGS = _configs(mimic3="lm", mimic4="lm")
+    BUILDER_CONFIGS = _configs({"mimic3": "lm", "mimic4": "lm"})

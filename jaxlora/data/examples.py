@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,11 @@ from etils import epath
 from jaxlora import files
 from jaxlora.errors import UserError
 
-KINDS = ("lm", "binary", "multiclass", "multilabel")
+OUTCOMES = ("binary", "multiclass", "multilabel")  # kinds that predict something of a whole note
 ANNOTATED = ("tokens", "span")  # kinds that predict parts of a note
+KINDS = ("lm", *OUTCOMES)
 SPLITS = ("train", "validation", "test")
+MODES = ("correct", "paper")
 KEY_FILE = "id.key"
 
 
@@ -52,28 +53,29 @@ class Example:
     split: str
 
 
-@dataclass(frozen=True)
-class Stream:
-    """Examples read anew from their tables at every iteration, so that a corpus need not fit in memory."""
-
-    read: Callable[[], Iterator[Example]]
-
-    def __iter__(self) -> Iterator[Example]:
-        return self.read()
+def named(name: str, mode: str) -> str:
+    """Returns the name of a dataset in one of the `MODES`: in "paper" it ends in `_paper`."""
+    return name if mode == "correct" else f"{name}_{mode}"
 
 
-def split_of(patient: str, split) -> str:
+def unnamed(name: str) -> tuple[str, str]:
+    """Returns what `named` was given."""
+    plain = name.removesuffix("_paper")
+    return plain, "correct" if plain == name else "paper"
+
+
+def split_of(raw: str, validation: float, test: float, seed: int) -> str:
     """Returns the split of a patient, the same on every machine and in every dataset.
 
     Args:
-      patient: the raw identifier of the patient.
-      split: `validation` and `test`, shares of the patients, and `seed` (`config.split`).
+      raw: the identifier of the patient; or of a note, where notes are split.
+      validation, test: shares of the patients. seed: of the division.
     """
-    digest = hashlib.sha256(f"{split.seed}:{patient}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{raw}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
-    if share < split.test:
+    if share < test:
         return "test"
-    return "validation" if share < split.test + split.validation else "train"
+    return "validation" if share < test + validation else "train"
 
 
 def check_shares(split) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxlora.data import tables
-from jaxlora.data.examples import KINDS, SPLITS, Example, Stream, Task, keyed, split_of
+from jaxlora.data.examples import KINDS, SPLITS, Example, Task, keyed, split_of
 from jaxlora.errors import UserError, nearest
 
 
@@ -22,11 +22,11 @@ class _Row:
     text: str
 
 
-def read(name: str, dataset, split, key: bytes) -> tuple[Task, Stream]:
+def read(name: str, dataset, split, key: bytes) -> tuple[Task, Iterator[Example]]:
     """Reads one dataset of `config.datasets`.
 
     The tables are read once without their text, to check ids, patients and splits and to find the labels, and again
-    at every iteration over the examples, which is when texts and labels are checked.
+    while the examples are, which is when texts and labels are checked.
 
     Args:
       name: its name.
@@ -46,7 +46,7 @@ def read(name: str, dataset, split, key: bytes) -> tuple[Task, Stream]:
         labels = declared or tuple(sorted(found))
         _check_labels(name, dataset.kind, labels)
     task = Task(name, dataset.kind, labels)
-    return task, Stream(lambda: _examples(task, dataset, split, key, bool(declared)))
+    return task, _examples(task, dataset, split, key, bool(declared))
 
 
 def _check(name: str, dataset) -> None:
@@ -143,7 +143,7 @@ def _split(cells: tables.Row, table, number: int, patient: str, shares) -> str:
     if table.split in SPLITS:
         return table.split
     if not table.split:
-        return split_of(patient, shares)
+        return split_of(patient, **shares)
     cell = cells[table.split]
     if cell not in SPLITS:
         raise UserError(f"{tables.where(table.path, table.split, number)}: not a split; use one of {', '.join(SPLITS)}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlora.data import annotated, questions
 from jaxlora.data.annotated import Record
-from jaxlora.data.examples import SPLITS, Example, Stream, Task, keyed, split_of
+from jaxlora.data.examples import SPLITS, Example, Task, keyed, split_of
 from jaxlora.errors import UserError, one_of
 
 
@@ -28,7 +28,7 @@ FORMATS = {
 }
 
 
-def read(name: str, dataset, split, key: bytes) -> tuple[Task, Stream]:
+def read(name: str, dataset, split, key: bytes) -> tuple[Task, Iterator[Example]]:
     """Reads one dataset of `config.datasets` that says its `format`.
 
     Everything is read and checked once here, and again at every iteration over the examples.
@@ -63,7 +63,7 @@ def read(name: str, dataset, split, key: bytes) -> tuple[Task, Stream]:
                 f"{where}: a label outside the {len(labels)} known ones; correct it, or declare it in labels"
             )
     task = Task(name, form.kind, labels)
-    return task, Stream(lambda: _examples(task, form, dataset, split, key))
+    return task, _examples(task, form, dataset, split, key)
 
 
 def _survey(form: Format, dataset) -> tuple[set[str], dict[str, str]]:
@@ -91,7 +91,7 @@ def _examples(task: Task, form: Format, dataset, split, key: bytes) -> Iterator[
     for part, record in _records(form, dataset):
         patient = f"{part}:{record.patient}"
         # Those whom the shares would give to the test stay in training: the test part is the dataset's own.
-        apart = part == "train" and not dataset.validation and split_of(patient, split) == "validation"
+        apart = part == "train" and not dataset.validation and split_of(patient, **split) == "validation"
         id, who = keyed(key, f"{part}:{record.id}"), keyed(key, f"patient:{patient}")
         yield Example(id, who, record.text, _label(record, index), "validation" if apart else part)
 

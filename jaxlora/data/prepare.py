@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,10 +9,12 @@ from pathlib import Path
 from jaxlora import files
 from jaxlora.data import builders, datasets, generic, native
 from jaxlora.data.builders import ClinicalNotes, NotesBuilder, Work
-from jaxlora.data.examples import SPLITS, check_shares, load_key
+from jaxlora.data.examples import MODES, SPLITS, check_shares, load_key
 from jaxlora.errors import UserError, one_of
+from jaxlora.workers import cores
 
 
+@files.private()
 def prepare(config, out_dir: str | Path) -> None:
     """Builds the datasets of `config.datasets` and, from `config.mimic3` and `config.mimic4`, tasks and a corpus each.
 
@@ -33,43 +34,39 @@ def prepare(config, out_dir: str | Path) -> None:
             "neither datasets nor mimic3 nor mimic4 is set; name your tables in datasets, or a folder of MIMIC"
         )
     check_shares(config.split)
-    one_of("config.mode", config.mode, ("correct", "paper"))
-    previous = os.umask(0o077)
-    try:
-        key = load_key(out_dir)
-        for name, dataset in config.datasets.items():
-            _own(config, out_dir, name, dataset, key)
-        for made in datasets.recipes(config, key, workers=len(os.sched_getaffinity(0))):
-            _release(made, out_dir)
-    finally:
-        os.umask(previous)
+    one_of("config.mode", config.mode, MODES)
+    key = load_key(out_dir)
+    for name, dataset in config.datasets.items():
+        _own(config, out_dir, name, dataset, key)
+    for made in datasets.recipes(config, key, workers=cores()):
+        _release(made, out_dir)
 
 
 def _own(config, out_dir: str | Path, name: str, dataset, key: bytes) -> None:
     described = dataset.to_dict()
     paths = [table["path"] for table in described["tables"].values()] if "tables" in described else []
-    paths += [described[split] for split in ("train", "validation", "test") if described.get(split)]
+    paths += [described[split] for split in SPLITS if described.get(split)]
     source = _source(paths, name, described, config.split.to_dict(), key.hex())
     if _present(out_dir, ClinicalNotes, name, source):
         return
     read = native.read if "format" in dataset else generic.read
-    _build(out_dir, ClinicalNotes, Work(*read(name, dataset, config.split, key), source=source))
+    _build(out_dir, ClinicalNotes, Work(*read(name, dataset, config.split, key), workers=cores(), source=source))
 
 
 def _release(made: datasets.Recipes, out_dir: str | Path) -> None:
     config = made.config
-    paths = [config.mimic3, config.core_splits, config.beep] if made.release.name == "mimic3" else [config.gem]
-    paths += [config.mimic4, config.mimic4_note] if made.release.name == "mimic4" else []
+    folders = [config.mimic3] if made.release.name == "mimic3" else [config.mimic4, config.mimic4_note]
     described = {name: config[name] for name in ("mode", "split", "corpus")}
-    source = _source([*paths, config.corpus.exclude], str(described), made.key.hex())
+    paths = [*folders, config.core_splits, config.beep, config.gem, config.corpus.exclude]
+    source = _source(paths, str(described), made.key.hex())
     for builder, name, make in made.works():
         if _present(out_dir, builder, name, source):
             continue
         work = make()
         work.source = source
-        dropped = _build(out_dir, builder, work)
+        _build(out_dir, builder, work)
         full = f"{builder.name}/{name}"
-        made.flow[full].update({what: dropped[what] for what in sorted(dropped)})
+        made.flow[full].update(dict(sorted(work.dropped.items())))
         made.flow[full].update({f"examples: {s}": count for s, count in builders.load(out_dir, full).splits.items()})
         _write_flow(Path(out_dir), made.flow)
 
@@ -83,13 +80,12 @@ def _present(out_dir: str | Path, builder: type[NotesBuilder], name: str, source
     return True
 
 
-def _build(out_dir: str | Path, builder: type[NotesBuilder], work: Work) -> Counter[str]:
+def _build(out_dir: str | Path, builder: type[NotesBuilder], work: Work) -> None:
+    builders.build(out_dir, work, builder)
     task, full = work.task, builders.short(builder.name, work.task.name)
-    dropped = builders.build(out_dir, task, work.examples, builder, work.finish, work.workers, work.source)
     splits = builders.load(out_dir, full).splits
     sizes = ", ".join(f"{size:,} {split}" for split, size in splits.items())
     print(f"{full}: {task.kind}, {sizes}" + (f", {len(task.labels)} labels" if task.labels else ""))
-    return dropped
 
 
 def _source(paths: Iterable[str], *parts) -> str:

@@ -1,8 +1,8 @@
 """Which split a patient is in: by the published lists of CORe, or by a share of the patients."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 from jaxlora.data import mimic, tables
 from jaxlora.data.examples import split_of
@@ -21,16 +21,12 @@ def splitter(core_splits: str | Path, split) -> Callable[[str], str | None]:
     Raises:
       UserError: a list is missing, or a patient is in two of them.
     """
-    return published(core_splits).get if core_splits else by_shares(split.validation, split.test, split.seed)
+    if core_splits:
+        return core_lists(core_splits).get
+    return partial(split_of, validation=split.validation, test=split.test, seed=split.seed)
 
 
-def by_shares(validation: float, test: float, seed: int) -> Callable[[str], str]:
-    """Returns the function from a raw identifier to its split by shares, the same on every machine."""
-    shares = SimpleNamespace(validation=validation, test=test, seed=seed)
-    return lambda raw: split_of(raw, shares)
-
-
-def published(folder: str | Path) -> dict[str, str]:
+def core_lists(folder: str | Path) -> dict[str, str]:
     """Returns the split of every patient of the lists `mimic_{train,val,test}.csv`, whose column is SUBJECT_ID.
 
     Raises:

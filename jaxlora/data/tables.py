@@ -13,7 +13,6 @@ import difflib
 import gzip
 import io
 import json
-import os
 import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxlora.errors import UserError, nearest
+from jaxlora.workers import cores
 
 Cell = str | list[str] | None
 Row = dict[str, Cell]
@@ -115,7 +115,7 @@ def _csv(path: Path, columns: Sequence[str], keep: Keep) -> Iterator[tuple[int, 
 def _connection() -> duckdb.DuckDBPyConnection:
     return duckdb.connect(
         config={
-            "threads": min(os.cpu_count() or 1, 4),
+            "threads": min(cores(), 4),
             "memory_limit": "1GB",
             "temp_directory": "",  # nothing of a table is ever spilled to the disk
             "autoinstall_known_extensions": False,

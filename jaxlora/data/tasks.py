@@ -1,7 +1,7 @@
 """The outcome tasks of the paper, from the tables of MIMIC-III or MIMIC-IV.
 
-Each task comes in two modes where they differ: "correct", and "paper", which does as the published scripts do. A task
-is a function `(cohort, notes, flow) -> (Task, list[Example])`; `TASKS` has them by release and by name of the dataset.
+Each task comes in two modes where they differ: "correct", and "paper", which does as the published scripts do. `TASKS`
+has them by release and by name of the dataset.
 """
 
 import re
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from jaxlora.data import beep, icd, splits, ventilation
-from jaxlora.data.examples import Example, Task, keyed
+from jaxlora.data.examples import Example, Task, keyed, named
 from jaxlora.data.mimic import Admission, Release
 from jaxlora.data.notes import AdmissionNote
+from jaxlora.errors import UserError
 
 STAYS = ("<=3 days", "3-7 days", "7-14 days", ">14 days")
 VENTILATIONS = ("<=7 days", ">7 days")
@@ -26,7 +27,8 @@ _DEATH_IN_SECTION = re.compile(
 )
 _DEATH_ELSEWHERE = re.compile(rf"(?:patient|pt)\s+{_DEATH}|he expired|pronounced expired|time of death", re.IGNORECASE)
 
-Labels = int | tuple[int, ...]
+Label = int | tuple[int, ...]
+Made = tuple[Sequence[str], list[Example]]  # label names, and examples
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,9 @@ class Cohort:
     beep: str = ""
     gem: str = ""
 
-    def task(self, name: str, kind: str, labels: Sequence[str]) -> Task:
-        """Returns a task under its name, which ends in `_paper` in paper mode."""
-        return Task(name + ("_paper" if self.mode == "paper" else ""), kind, tuple(labels))
-
     def examples(
         self,
-        rows: Iterable[tuple[AdmissionNote, str, Labels]],
+        rows: Iterable[tuple[AdmissionNote, str, Label]],
         flow: Counter[str],
         split: Mapping[str, str] | None = None,
     ) -> list[Example]:
@@ -91,37 +89,54 @@ def cohort(release: Release, mode: str, split, core_splits: str, beep: str, gem:
     return Cohort(release, release.admissions(), mode, splits.splitter(core_splits, split), key, beep, gem)
 
 
-def available(cohort: Cohort) -> tuple[str, ...]:
-    """Returns the names in `TASKS` of the datasets that this cohort can give.
+def available(release: Release, mode: str, beep: str, gem: str) -> tuple[str, ...]:
+    """Returns the names in `TASKS` of the datasets that a release can give.
 
     "pmv" needs BEEP's label file or, in correct mode, the ventilation tables; "diag" of MIMIC-IV needs a GEM.
     """
-    found = list(TASKS[cohort.release.name])
-    if not cohort.beep and (cohort.mode == "paper" or cohort.release.ventilations() is None):
+    found = list(TASKS[release.name])
+    labels = beep and release.name == "mimic3"
+    if not labels and (mode == "paper" or release.ventilations() is None):
         found.remove("pmv")
-    if cohort.release.name == "mimic4" and not cohort.gem:
+    if release.name == "mimic4" and not gem:
         found.remove("diag")
     return tuple(found)
 
 
-def mortality(
-    cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], wording: bool = False
-) -> tuple[Task, list[Example]]:
+def make(cohort: Cohort, name: str, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
+    """Makes one dataset, under its name in the mode of the cohort.
+
+    Args:
+      cohort: the admissions. name: of `available`. notes: of the cohort. flow: counts what is left out.
+
+    Raises:
+      UserError: the release cannot give this dataset, or a table or file that it is made of is malformed.
+    """
+    if name not in available(cohort.release, cohort.mode, cohort.beep, cohort.gem):
+        raise UserError(
+            f"{cohort.release.name}_admission/{named(name, cohort.mode)}: not to be had from these tables; pmv needs "
+            "config.beep or, in correct mode, tables of ventilation, and the diag of MIMIC-IV needs config.gem"
+        )
+    outcome = TASKS[cohort.release.name][name]
+    labels, examples = outcome.make(cohort, notes, flow)
+    return Task(named(name, cohort.mode), outcome.kind, tuple(labels)), examples
+
+
+def mortality(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], unfiltered: bool = False) -> Made:
     """Returns in-hospital mortality, without the notes that tell the death (CORe's filter of September 2021).
 
     Args:
       cohort: the admissions. notes: of the cohort. flow: counts what is left out.
-      wording: keep those notes, and the wording, as before September 2021.
+      unfiltered: keep those notes, and the wording, as before September 2021.
     """
     rows = []
     for note in notes:
-        text = note.text if wording else without_death(note.text)
+        text = note.text if unfiltered else without_death(note.text)
         if text is None:
             flow["admissions: the note tells the death"] += 1
             continue
         rows.append((note, text, int(cohort.admissions[note.admission].died)))
-    name = "mor_unfiltered" if wording else "mor"
-    return cohort.task(name, "binary", ("survived", "died")), cohort.examples(rows, flow)
+    return ("survived", "died"), cohort.examples(rows, flow)
 
 
 def without_death(text: str) -> str | None:
@@ -133,7 +148,7 @@ def without_death(text: str) -> str | None:
     return None if _DEATH_ELSEWHERE.search(text) else text
 
 
-def length_of_stay(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
+def length_of_stay(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> Made:
     """Returns the length of the hospital stay of survivors, in four classes of days rounded to 0.1 (CORe).
 
     Stays that end before they begin are of the first class in paper mode, and left out in the correct one.
@@ -147,7 +162,7 @@ def length_of_stay(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter
             flow["admissions: a stay that ends before it begins"] += 1
         else:
             rows.append((note, note.text, stay(admission.days)))
-    return cohort.task("los", "multiclass", STAYS), cohort.examples(rows, flow)
+    return STAYS, cohort.examples(rows, flow)
 
 
 def stay(days: float) -> int:
@@ -158,46 +173,41 @@ def stay(days: float) -> int:
     return sum(round(10 * days) > 10 * limit for limit in (3, 7, 14))
 
 
-def diagnoses(
-    cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], name: str = "diag", version: str = "9"
-) -> tuple[Task, list[Example]]:
+def diagnoses(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], version: str = "9") -> Made:
     """Returns the categories of the diagnoses of one version of the ICD."""
 
     def categories(code: str) -> tuple[str, ...]:
         return (icd.category10(code) if version == "10" else icd.diagnosis9(code, cohort.mode),)
 
-    return _coded(cohort, notes, flow, name, "diagnoses", {version: categories})
+    return _coded(cohort, notes, flow, "diagnoses", {version: categories})
 
 
-def mapped_diagnoses(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
+def mapped_diagnoses(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> Made:
     """Returns the ICD-9 categories of all diagnoses, those in ICD-10 by their counterparts in `cohort.gem`."""
     gem = icd.Gem(cohort.gem)
     cut = {
         "9": lambda code: (icd.diagnosis9(code, cohort.mode),),
         "10": lambda code: tuple(icd.diagnosis9(found, cohort.mode) for found in gem[code]),
     }
-    return _coded(cohort, notes, flow, "diag", "diagnoses", cut)
+    return _coded(cohort, notes, flow, "diagnoses", cut)
 
 
-def procedures(
-    cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], name: str = "proc", version: str = "9"
-) -> tuple[Task, list[Example]]:
+def procedures(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], version: str = "9") -> Made:
     """Returns the first 3 characters of the procedures of one version of the ICD."""
 
     def categories(code: str) -> tuple[str, ...]:
         return (icd.category10(code) if version == "10" else icd.procedure9(code, cohort.mode),)
 
-    return _coded(cohort, notes, flow, name, "procedures", {version: categories})
+    return _coded(cohort, notes, flow, "procedures", {version: categories})
 
 
 def _coded(
     cohort: Cohort,
     notes: Iterable[AdmissionNote],
     flow: Counter[str],
-    name: str,
     kind: str,
     cut: dict[str, Callable[[str], tuple[str, ...]]],
-) -> tuple[Task, list[Example]]:
+) -> Made:
     """Returns a task of codes; `cut` gives the categories of a code by its version, and no other version counts.
 
     The labels are the sorted categories of training patients; in paper mode those of the whole table, which has
@@ -228,22 +238,19 @@ def _coded(
             continue
         flow["codes: of no training patient"] += sum(category not in index for category in categories)
         rows.append((note, note.text, tuple(index[category] for category in categories if category in index)))
-    return cohort.task(name, "multilabel", labels), cohort.examples(rows, flow)
+    return labels, cohort.examples(rows, flow)
 
 
-def prolonged_ventilation(
-    cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]
-) -> tuple[Task, list[Example]]:
+def prolonged_ventilation(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> Made:
     """Returns mechanical ventilation for more than 7 days, by BEEP's label file or, without one, by the tables.
 
     Paper mode takes the splits of the file too, which are by admission, and the texts of the mortality task.
     """
     by_admission = {note.admission: note for note in notes}
-    task = cohort.task("pmv", "binary", VENTILATIONS)
     if not cohort.beep:
         found = ventilation.labels(cohort.release, cohort.admissions, by_admission, flow)
         rows = [(by_admission[id], by_admission[id].text, label) for id, label in found.items()]
-        return task, cohort.examples(rows, flow)
+        return VENTILATIONS, cohort.examples(rows, flow)
     rows, split = [], {}
     for entry in beep.read(cohort.beep):
         flow["labels: read"] += 1
@@ -259,27 +266,31 @@ def prolonged_ventilation(
         rows.append((note, text, entry.label))
         split[entry.admission] = entry.split
     flow["admissions: not in the label file"] += len(by_admission)
-    return task, cohort.examples(rows, flow, split if cohort.mode == "paper" else None)
+    return VENTILATIONS, cohort.examples(rows, flow, split if cohort.mode == "paper" else None)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """A kind of `examples.OUTCOMES`, and the function that makes labels and examples of a cohort."""
+
+    kind: str
+    make: Callable[[Cohort, Iterable[AdmissionNote], Counter[str]], Made]
+
+
+_STAYS = {
+    "mor": Outcome("binary", mortality),
+    "mor_unfiltered": Outcome("binary", partial(mortality, unfiltered=True)),
+    "los": Outcome("multiclass", length_of_stay),
+    "pmv": Outcome("binary", prolonged_ventilation),
+}
 TASKS = {
-    "mimic3": {
-        "mor": mortality,
-        "mor_unfiltered": partial(mortality, wording=True),
-        "los": length_of_stay,
-        "diag": diagnoses,
-        "proc": procedures,
-        "pmv": prolonged_ventilation,
-    },
-    "mimic4": {
-        "mor": mortality,
-        "mor_unfiltered": partial(mortality, wording=True),
-        "los": length_of_stay,
-        "pmv": prolonged_ventilation,
-        "diag9": partial(diagnoses, name="diag9"),
-        "diag10": partial(diagnoses, name="diag10", version="10"),
-        "proc9": partial(procedures, name="proc9"),
-        "proc10": partial(procedures, name="proc10", version="10"),
-        "diag": mapped_diagnoses,
+    "mimic3": _STAYS | {"diag": Outcome("multilabel", diagnoses), "proc": Outcome("multilabel", procedures)},
+    "mimic4": _STAYS
+    | {
+        "diag9": Outcome("multilabel", diagnoses),
+        "diag10": Outcome("multilabel", partial(diagnoses, version="10")),
+        "proc9": Outcome("multilabel", procedures),
+        "proc10": Outcome("multilabel", partial(procedures, version="10")),
+        "diag": Outcome("multilabel", mapped_diagnoses),
     },
 }

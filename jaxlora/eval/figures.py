@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from jaxlora import files
+from jaxlora.data.examples import OUTCOMES
 from jaxlora.eval import metrics
 from jaxlora.eval.runs import Run
 
@@ -21,7 +22,7 @@ def draw(folder: Path, corpora: Sequence[Run], outcomes: Sequence[Run]) -> list[
     """Draws `roc-TASK.png` for each task of whole notes and `loss.png`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    ranked = [run for run in outcomes if run.predictions.kind in ("binary", "multiclass", "multilabel")]
+    ranked = [run for run in outcomes if run.predictions.kind in OUTCOMES]
     for task in dict.fromkeys(run.dataset for run in ranked):
         made.append(
             _roc(folder / f"roc-{task.replace('/', '-')}.png", task, [run for run in outcomes if run.dataset == task])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxlora.data import builders
+from jaxlora.data.builders import Work
 from jaxlora.data.examples import Example, Task
 
 LABELS = ("survived", "died")
@@ -54,7 +55,7 @@ def mortality(tmp_path_factory) -> Callable[[str], Path]:
             text += f" namesake{'abcdefghijklmnopqrstuvwxyz'[i % 26]}" if i < 5 else ""
             split = ("train", "train", "train", "validation", "test", "test")[i // 100]
             examples.append(Example(f"{i:016x}", f"{i:016x}", text, died, split))
-        builders.build(folder, Task("mor", "binary", LABELS), examples)
+        builders.build(folder, Work(Task("mor", "binary", LABELS), examples))
         return folder
 
     return make

@@ -8,6 +8,7 @@ import pytest
 from jaxlora.audit.audit import audit
 from jaxlora.config import default
 from jaxlora.data import builders
+from jaxlora.data.builders import Work
 from jaxlora.data.deid import note_hash
 from jaxlora.data.examples import Example, Task
 from jaxlora.data.prepare import prepare
@@ -98,7 +99,7 @@ def test_nothing_of_a_note_and_no_identifier_is_told(mortality, capfd):
     data = builders.load(folder, "mor")
     rows = [split[i] for split in map(data.split, data.splits) for i in range(len(split))]
     corpus = [Example(r["id"], r["patient"], f"{r['text']} Qm3Zk", None, "train") for r in rows]
-    builders.build(folder, Task("notes", "lm"), corpus)
+    builders.build(folder, Work(Task("notes", "lm"), corpus))
     text = audit(default(), folder, smallest=500)
     written = text + "".join(capfd.readouterr())
     written += "".join((folder / name).read_text() for name in ("audit.md", "audit.json", "exclude.txt"))
@@ -124,7 +125,7 @@ def test_long_train_splits_are_read_in_part(mortality, monkeypatch):
 
 def test_a_folder_without_key_or_tables_says_so(mortality):
     folder = mortality()
-    builders.build(folder, Task("notes", "lm"), [Example("1", "1", "a", None, "train")])
+    builders.build(folder, Work(Task("notes", "lm"), [Example("1", "1", "a", None, "train")]))
     assert "are not told apart: config.mimic3 is not set" in audit(default(), folder)
     config = default()
     config.mimic3 = str(folder)

@@ -7,6 +7,7 @@ import pytest
 
 from jaxlora.audit import contamination
 from jaxlora.data import builders
+from jaxlora.data.builders import Work
 from jaxlora.data.deid import note_hash
 from jaxlora.data.examples import Example, Task
 
@@ -32,7 +33,7 @@ def of_corpus(text):
 
 def corpus(folder, texts, split="train"):
     examples = [Example(f"{i:016x}", f"{i:016x}", text, None, split) for i, text in enumerate(texts)]
-    builders.build(folder, Task("notes", "lm"), examples)
+    builders.build(folder, Work(Task("notes", "lm"), examples))
     return folder
 
 
@@ -133,6 +134,6 @@ def test_held_out_notes_are_shared_by_datasets(tmp_path):
     for name, texts in {"a": ("x", "y", "x"), "b": ("y", "z", "w")}.items():
         rows = [Example(f"{i:x}", f"{i:x}", text, i % 2, "test") for i, text in enumerate(texts)]
         rows.append(Example("f", "f", "train", 0, "train"))
-        builders.build(tmp_path, Task(name, "binary", ("n", "y")), rows)
+        builders.build(tmp_path, Work(Task(name, "binary", ("n", "y")), rows))
     texts, places = contamination.held_out_notes(tmp_path, ["a", "b"])
     assert texts == ["x", "y", "z", "w"] and [of.tolist() for of in places] == [[0, 1, 0], [1, 2, 3]]

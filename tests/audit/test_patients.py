@@ -5,6 +5,7 @@ import numpy as np
 from jaxlora.audit.contents import Part, names, survey
 from jaxlora.audit.patients import Shared, in_two_splits, repeated_ids
 from jaxlora.data import builders
+from jaxlora.data.builders import Work
 from jaxlora.data.examples import Example, Task
 
 
@@ -35,7 +36,7 @@ def test_survey_reads_every_kind(tmp_path):
     for kind, label in cases.items():
         rows = [Example(f"{i:016x}", f"{i % 2:016x}", "x", label, ("train", "test")[i % 2]) for i in range(4)]
         builders.build(
-            tmp_path, Task(kind, kind, () if label is None else ("a", "b", "c")[: 2 + (kind != "binary")]), rows
+            tmp_path, Work(Task(kind, kind, () if label is None else ("a", "b", "c")[: 2 + (kind != "binary")]), rows)
         )
     found = {(part.dataset, part.split): part for part in survey(tmp_path, "correct")}
     assert names(tmp_path, "correct") == sorted(cases) and len(found) == 8

@@ -12,6 +12,7 @@ from jaxlora.audit import published
 from jaxlora.audit.verify import verify_data
 from jaxlora.config import default
 from jaxlora.data import builders
+from jaxlora.data.builders import Work
 from jaxlora.data.examples import Example, Task
 from jaxlora.data.prepare import prepare
 from jaxlora.data.synthetic import synthesize
@@ -52,7 +53,7 @@ def test_generated_tables_pass(tables, prepared, release, mode, capsys):
     assert verify_data(config_of(tables[release], release, mode), prepared, full=True)
     printed, found = capsys.readouterr().out.splitlines(), checks(prepared)
     assert len(printed) == len(found) + 1 and "0 failed" in printed[-1] and "difference" not in printed[-1]
-    assert {row["step"] for row in found.values()} == {"tables", "cohort", "rows", "labels", "classes", "splits"}
+    assert {row["step"] for row in found.values()} == {"tables", "cohort", "rows", "labels", "classes", "corpus", "splits"}
     steps = [row["step"] for row in found.values()]
     assert steps.index("cohort") < steps.index("rows") < steps.index("splits")
     dataset = f"{release}_admission/mor" + ("_paper" if mode == "paper" else "")
@@ -104,7 +105,7 @@ def test_a_difference_in_a_dataset(tables, prepared, tmp_path, capsys):
     ]
     examples[0] = replace(examples[0], patient=examples[-2].patient)
     examples[1] = replace(examples[1], id=examples[2].id)
-    builders.build(out, Task("los", "multiclass", data.task.labels), examples[:-1])
+    builders.build(out, Work(Task("los", "multiclass", data.task.labels), examples[:-1]))
     (out / "clinical_notes" / "los").rename(out / "mimic3_admission" / "los")
     assert not verify_data(config_of(tables["mimic3"]), out)
     told = capsys.readouterr().out
@@ -128,7 +129,7 @@ def test_what_is_not_prepared_is_named(tables, tmp_path, capsys):
 
 def test_own_datasets_are_checked_alone(tmp_path, capsys):
     rows = [Example(f"{i:016x}", f"{i // 2:016x}", "x", 0, ("train", "test")[i % 2]) for i in range(6)]
-    builders.build(tmp_path, Task("mine", "binary", ("n", "y")), rows)
+    builders.build(tmp_path, Work(Task("mine", "binary", ("n", "y")), rows))
     assert not verify_data(default(), tmp_path)
     assert "FAIL  splits: patients in two splits: mine: 3, not 0" in capsys.readouterr().out
 

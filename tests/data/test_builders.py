@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlora.data import builders
-from jaxlora.data.examples import SPLITS, Example, Stream, Task
+from jaxlora.data.builders import Work
+from jaxlora.data.examples import SPLITS, Example, Task
 from jaxlora.errors import UserError
 
 SECRET = "Sentinel9Q"
@@ -31,7 +32,7 @@ def contents(folder):
 )
 def test_round_trip_in_order(tmp_path, task, label):
     made = examples(label)
-    builders.build(tmp_path, task, Stream(lambda: iter(made)))
+    builders.build(tmp_path, Work(task, iter(made)))
     prepared = builders.load(tmp_path, task.name)
     assert prepared.task == task and prepared.splits == {"train": 10, "validation": 10, "test": 10}
     for name in SPLITS:
@@ -49,13 +50,13 @@ def test_round_trip_in_order(tmp_path, task, label):
 
 def test_the_same_examples_make_the_same_bytes(tmp_path):
     for name in ("one", "two"):
-        builders.build(tmp_path / name, Task("a", "binary", ("n", "y")), examples())
+        builders.build(tmp_path / name, Work(Task("a", "binary", ("n", "y")), examples()))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_a_failing_build_leaves_the_previous_dataset(tmp_path, capfd):
     task = Task("a", "binary", ("n", "y"))
-    builders.build(tmp_path, task, examples())
+    builders.build(tmp_path, Work(task, examples()))
     before = contents(tmp_path)
 
     def failing():
@@ -63,14 +64,14 @@ def test_a_failing_build_leaves_the_previous_dataset(tmp_path, capfd):
         raise UserError("row 31")
 
     with pytest.raises(UserError, match="^row 31$"):
-        builders.build(tmp_path, task, Stream(failing))
+        builders.build(tmp_path, Work(task, failing()))
     assert contents(tmp_path) == before and len(list(tmp_path.iterdir())) == 1
     assert SECRET not in "".join(capfd.readouterr())
 
 
 def test_a_failing_swap_leaves_the_previous_dataset(tmp_path, monkeypatch):
     task = Task("a", "binary", ("n", "y"))
-    builders.build(tmp_path, task, examples())
+    builders.build(tmp_path, Work(task, examples()))
     before, rename = contents(tmp_path), type(tmp_path).rename
 
     def fail(source, target):
@@ -80,14 +81,14 @@ def test_a_failing_swap_leaves_the_previous_dataset(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(tmp_path), "rename", fail)
     with pytest.raises(OSError):
-        builders.build(tmp_path, task, examples(count=60))
+        builders.build(tmp_path, Work(task, examples(count=60)))
     assert contents(tmp_path) == before
 
 
 def test_a_new_build_replaces_the_previous_one(tmp_path):
     task = Task("a", "binary", ("n", "y"))
     for count in (30, 60):
-        builders.build(tmp_path, task, examples(count=count))
+        builders.build(tmp_path, Work(task, examples(count=count)))
     assert builders.load(tmp_path, "a").splits["train"] == 20
     assert [p.name for p in tmp_path.iterdir()] == ["clinical_notes"]
 
@@ -96,24 +97,24 @@ def test_a_new_build_replaces_the_previous_one(tmp_path):
 def test_a_split_without_rows_is_named(tmp_path, kind, missing):
     made = [e for e in examples() if e.split != missing]
     with pytest.raises(UserError, match=f"dataset a: the {missing} split has no rows"):
-        builders.build(tmp_path, Task("a", kind), made)
+        builders.build(tmp_path, Work(Task("a", kind), made))
 
 
 def test_a_corpus_needs_no_test_split(tmp_path):
-    builders.build(tmp_path, Task("a", "lm"), [e for e in examples(lambda i: None) if e.split == "train"])
+    builders.build(tmp_path, Work(Task("a", "lm"), [e for e in examples(lambda i: None) if e.split == "train"]))
     assert builders.load(tmp_path, "a").splits == {"train": 10}
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".a", "a b"])
 def test_names_are_names_of_folders(tmp_path, name):
     with pytest.raises(UserError, match="in the name of a dataset"):
-        builders.build(tmp_path, Task(name, "lm"), examples())
+        builders.build(tmp_path, Work(Task(name, "lm"), examples()))
 
 
 def test_absent_datasets_and_splits(tmp_path):
     with pytest.raises(UserError, match="dataset 'a' is not prepared; there are none; run `jaxlora prepare`"):
         builders.load(tmp_path, "a")
-    builders.build(tmp_path, Task("mortality", "lm"), examples())
+    builders.build(tmp_path, Work(Task("mortality", "lm"), examples()))
     with pytest.raises(UserError, match="'mortalty' is not prepared; did you mean 'mortality'"):
         builders.load(tmp_path, "mortalty")
     with pytest.raises(UserError, match="dataset mortality: no split 'tests'; did you mean 'test'"):
@@ -122,7 +123,7 @@ def test_absent_datasets_and_splits(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "absent", "info", "features"])
 def test_damaged_files_are_told(tmp_path, damage):
-    builders.build(tmp_path, Task("a", "binary", ("n", "y")), examples(text=SECRET))
+    builders.build(tmp_path, Work(Task("a", "binary", ("n", "y")), examples(text=SECRET)))
     folder = tmp_path / "clinical_notes" / "a" / builders.VERSION
     shard = next(folder.glob("*train*"))
     match damage:
@@ -141,7 +142,7 @@ def test_damaged_files_are_told(tmp_path, damage):
 
 
 def test_damaged_bytes_inside_a_file_are_told(tmp_path):
-    builders.build(tmp_path, Task("a", "lm"), examples(text=SECRET * 9, count=3000))
+    builders.build(tmp_path, Work(Task("a", "lm"), examples(text=SECRET * 9, count=3000)))
     shard = next((tmp_path / "clinical_notes" / "a" / builders.VERSION).glob("*train*"))
     split = builders.load(tmp_path, "a").split("train")
     content = bytearray(shard.read_bytes())

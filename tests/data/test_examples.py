@@ -12,11 +12,11 @@ SHARES = ConfigDict({"validation": 0.1, "test": 0.2, "seed": 0})
 
 
 def test_splits_have_their_shares_and_depend_on_the_seed():
-    splits = [split_of(str(i), SHARES) for i in range(10_000)]
+    splits = [split_of(str(i), **SHARES) for i in range(10_000)]
     counts = Counter(splits)
     assert abs(counts["test"] - 2000) < 150 and abs(counts["validation"] - 1000) < 120
-    assert splits == [split_of(str(i), SHARES) for i in range(10_000)]
-    assert splits != [split_of(str(i), ConfigDict({**SHARES, "seed": 1})) for i in range(10_000)]
+    assert splits == [split_of(str(i), **SHARES) for i in range(10_000)]
+    assert splits != [split_of(str(i), **{**SHARES, "seed": 1}) for i in range(10_000)]
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.2), (0.1, -0.2)])

@@ -55,7 +55,7 @@ def test_declared_labels_set_the_order(tmp_path):
 def test_by_patient_and_by_row(tmp_path):
     path = write(tmp_path / "t.csv", GOOD)
     _, by_patient = read("multiclass", ("a", "b", "c"), notes=notes(path, split=""))
-    assert [e.split for e in by_patient] == [split_of(row[1], SHARES) for row in GOOD]
+    assert [e.split for e in by_patient] == [split_of(row[1], **SHARES) for row in GOOD]
     _, by_row = read("multiclass", ("a", "b", "c"), notes=notes(path, split="", patient=""))
     assert len({e.patient for e in by_row}) == 12
 

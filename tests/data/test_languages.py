@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxlora.config import dataset, native, table
 from jaxlora.data import builders, generic
 from jaxlora.data import native as reader
+from jaxlora.data.builders import Work
 from jaxlora.data.tokens import Tokenizer, tokenize
 from jaxlora.eval.spans import entities
 
@@ -50,7 +51,7 @@ def test_tables(tmp_path, name):
     columns = dict(zip(("id", "text", "label"), COLUMNS, strict=True))
     parts = {split: table(path, split=split, **columns) for split in ("train", "test")}
     task, examples = generic.read("записи", dataset("binary", ("όχι", "да"), **parts), SHARES, b"k" * 32)
-    builders.build(tmp_path / "data", task, examples)
+    builders.build(tmp_path / "data", Work(task, examples))
     split = builders.load(tmp_path / "data", "записи").split("test")
     found = [split[i] for i in range(len(split))]
     assert [one["text"] for one in found] == NOTES
@@ -70,7 +71,7 @@ def test_marked_entities(tmp_path, small_base, length):
             (tmp_path / part / f"записка{number}.ann").write_text("".join(lines), encoding="utf-8")
     described = native("n2c2", str(tmp_path / "train"), str(tmp_path / "test"))
     task, examples = reader.read("записи", described, SHARES, b"k" * 32)
-    builders.build(tmp_path / "data", task, examples)
+    builders.build(tmp_path / "data", Work(task, examples))
     split, tokenizer = builders.load(tmp_path / "data", "записи").split("test"), Tokenizer(small_base)
     notes = tokenize(split, tokenizer, length, "chunk", lambda _: None, "tokens")
     found = entities(notes.labels, np.repeat(notes.notes, notes.lengths), notes.spans)

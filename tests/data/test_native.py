@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jaxlora.config import native
 from jaxlora.data import builders
 from jaxlora.data import native as reader
+from jaxlora.data.builders import Work
 from jaxlora.data.examples import keyed, split_of
 from jaxlora.errors import UserError
 
@@ -113,7 +114,7 @@ def test_a_share_of_the_training_documents_validates_unless_there_is_a_part_for_
     for name in range(40):
         for part in PARTS:
             write(tmp_path / part, name, NOTE, brat(NOTE, ("Drug", "aspirin")), ".ann")
-    apart = {str(name) for name in range(40) if split_of(f"train:{name}", SHARES) == "validation"}
+    apart = {str(name) for name in range(40) if split_of(f"train:{name}", **SHARES) == "validation"}
     examples = list(read("n2c2", tmp_path)[1])
     assert Counter(e.split for e in examples) == {"train": 40 - len(apart), "validation": len(apart), "test": 40}
     assert {e.id for e in examples if e.split == "validation"} == {keyed(KEY, f"train:{name}") for name in apart}
@@ -177,7 +178,7 @@ def test_prepared_and_read_again(format, request, tmp_path):
     folder = request.getfixturevalue(format)
     validation = folder / ("test" if format == "n2c2" else "test.json")
     task, examples = read(format, folder, validation=str(validation))
-    builders.build(tmp_path / "data", task, examples)
+    builders.build(tmp_path / "data", Work(task, examples))
     prepared = builders.load(tmp_path / "data", "set")
     assert prepared.task == task
     for split, count in prepared.splits.items():

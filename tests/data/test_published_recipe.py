@@ -56,8 +56,8 @@ class Made:
         cohort = tasks.cohort(release, self.mode, SHARES, "", "", "", KEY)
         notes = admission_notes(release, cohort.admissions, self.mode, self.flow)
         raw = {keyed(KEY, f"admission:{admission}"): admission for admission in cohort.admissions}
-        for name in tasks.available(cohort):
-            task, examples = tasks.TASKS[release.name][name](cohort, notes, Counter())
+        for name in tasks.available(release, self.mode, "", ""):
+            task, examples = tasks.make(cohort, name, notes, Counter())
             self.tasks[name] = task
             self.labels[name] = {raw[e.id]: e.label for e in examples}
             self.texts[name] = {raw[e.id]: e.text for e in examples}
@@ -108,7 +108,7 @@ def test_the_answer_key(source, mode):
             known = set(made.tasks[name].labels)  # in correct mode, those of training patients
             expected = {a: [code for code in codes if code in known] for a, codes in expected.items() if codes}
         assert labels == {admission: label for admission, label in expected.items() if label is not None}
-        assert made.splits[name] == {admission: split_of(key[admission]["patient"], SHARES) for admission in labels}
+        assert made.splits[name] == {admission: split_of(key[admission]["patient"], **SHARES) for admission in labels}
 
 
 @pytest.mark.parametrize("mode", ["correct", "paper"])

@@ -23,12 +23,12 @@ def test_lists_name_a_patient_once_for_every_note(tmp_path):
 
 def test_shares_without_lists():
     place = splits.splitter("", SHARES)
-    assert all(place(str(i)) == split_of(str(i), SHARES) for i in range(99))
+    assert all(place(str(i)) == split_of(str(i), **SHARES) for i in range(99))
 
 
 def test_a_patient_in_two_lists(tmp_path):
     with pytest.raises(UserError, match="mimic_test.csv, row 2: mimic_train.csv has this patient too") as caught:
-        splits.published(lists(tmp_path, train=("77", "78"), val=("5",), test=("6", "78")))
+        splits.core_lists(lists(tmp_path, train=("77", "78"), val=("5",), test=("6", "78")))
     assert "78" not in str(caught.value).replace(str(tmp_path), "")
 
 
@@ -36,9 +36,9 @@ def test_a_missing_list(tmp_path):
     lists(tmp_path, ("1",), ("2",), ("3",))
     (tmp_path / "mimic_val.csv").unlink()
     with pytest.raises(UserError, match="mimic_val.csv: no such file; set core_splits to the folder of mimic_train"):
-        splits.published(tmp_path)
+        splits.core_lists(tmp_path)
 
 
 def test_the_published_lists(shared_data):
-    places = list(splits.published(shared_data / "core-splits").values())
+    places = list(splits.core_lists(shared_data / "core-splits").values())
     assert [places.count(split) for split in ("train", "validation", "test")] == [26124, 3732, 7465]

@@ -16,8 +16,8 @@ from jaxlora.data.notes import AdmissionNote
 
 SHARES = ConfigDict({"validation": 0.1, "test": 0.2, "seed": 0})
 KEY = bytes(32)
-TRAIN = [str(i) for i in range(99) if split_of(str(i), SHARES) == "train"]
-TEST = [str(i) for i in range(99) if split_of(str(i), SHARES) == "test"]
+TRAIN = [str(i) for i in range(99) if split_of(str(i), **SHARES) == "train"]
+TEST = [str(i) for i in range(99) if split_of(str(i), **SHARES) == "test"]
 
 
 def cohort(release, *stays, mode="correct", core_splits="", beep="", gem=""):
@@ -35,7 +35,7 @@ def cohort(release, *stays, mode="correct", core_splits="", beep="", gem=""):
 
 def make(found, name, notes):
     flow = Counter()
-    task, examples = tasks.TASKS[found.release.name][name](found, notes, flow)
+    task, examples = tasks.make(found, name, notes, flow)
     return task, examples, flow
 
 
@@ -67,7 +67,7 @@ def test_mortality(tmp_path):
     assert (task.name, task.kind, task.labels) == ("mor", "binary", ("survived", "died"))
     assert [e.label for e in examples] == [1, 0] and flow == {"admissions: the note tells the death": 1}
     assert examples[0].id == keyed(KEY, "admission:1") and examples[0].patient == keyed(KEY, "patient:1")
-    assert examples[0].split == split_of("1", SHARES)
+    assert examples[0].split == split_of("1", **SHARES)
     task, examples, flow = make(found, "mor_unfiltered", notes)
     assert task.name == "mor_unfiltered" and [e.text for e in examples] == [n.text for n in notes] and not flow
     assert [e.label for e in examples] == [1, 0, 1]
@@ -141,7 +141,7 @@ def test_published_lists_leave_patients_out(tmp_path):
     assert [e.split for e in examples] == ["train", "validation", "test"]
     assert flow == {"admissions: a patient in none of the published lists": 1}
     _, examples, _ = make(cohort(Mimic4(tmp_path), *stays, core_splits=tmp_path)[0], "mor", notes)
-    assert [e.split for e in examples] == [split_of(patient, SHARES) for patient, _, _ in stays]
+    assert [e.split for e in examples] == [split_of(patient, **SHARES) for patient, _, _ in stays]
 
 
 @pytest.mark.parametrize("mode", ["correct", "paper"])
@@ -160,14 +160,15 @@ def test_beep_labels(tmp_path, mode):
         counted["admissions: the note tells the death"] = 1
     else:
         assert [(e.label, e.split) for e in examples] == [
-            (x, split_of(p, SHARES)) for p, x in (("3", 0), ("1", 1), ("2", 1))
+            (x, split_of(p, **SHARES)) for p, x in (("3", 0), ("1", 1), ("2", 1))
         ]
     assert flow == counted
 
 
 def test_what_a_cohort_can_give(tmp_path):
     def given(release, **options):
-        return tasks.available(cohort(release, **options)[0])
+        found = cohort(release, **options)[0]
+        return tasks.available(release, found.mode, found.beep, found.gem)
 
     assert given(Mimic3(tmp_path)) == ("mor", "mor_unfiltered", "los", "diag", "proc")
     assert "pmv" in given(Mimic3(tmp_path), beep="pmv_labels.pkl", mode="paper")

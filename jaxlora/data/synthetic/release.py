@@ -7,7 +7,6 @@ holds a few notes a process, whatever the size, and a compressed table is a gzip
 import contextlib
 import json
 import multiprocessing
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from jaxlora.data.synthetic.layout import Table
 from jaxlora.data.synthetic.notes import DENSITIES, prose
 from jaxlora.data.synthetic.visits import person
 from jaxlora.errors import UserError, one_of
+from jaxlora.workers import cores
 
 _BLOCK = 250  # patients
 _ROWS = 1_000_000  # of ROW_IDs, each block has a range of its own
@@ -43,6 +43,7 @@ _RELEASES = {
 }
 
 
+@files.private()
 def synthesize(
     tables: str,
     folder: str | Path,
@@ -76,15 +77,11 @@ def synthesize(
     one_of("--notes", notes, DENSITIES)
     if patients < 1:
         raise UserError("--patients: fewer than 1; give a positive number")
-    previous = os.umask(0o077)
-    try:
-        with files.new_directory(str(folder)) as new:
-            if tables == "hybrid":
-                write_hybrid(new, source, seed, compressed)
-            else:
-                _write(tables, new, patients, seed, notes, ".csv.gz" if compressed else ".csv", workers)
-    finally:
-        os.umask(previous)
+    with files.new_directory(str(folder)) as new:
+        if tables == "hybrid":
+            write_hybrid(new, source, seed, compressed)
+        else:
+            _write(tables, new, patients, seed, notes, ".csv.gz" if compressed else ".csv", workers)
 
 
 def _write(name: str, folder: Path, patients: int, seed: int, notes: str, suffix: str, workers: int | None) -> None:
@@ -114,8 +111,7 @@ def _write(name: str, folder: Path, patients: int, seed: int, notes: str, suffix
 
 
 def _in_order(write: Callable, blocks: list[range], workers: int | None) -> Iterator[answers.Tally]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(workers or cores, len(blocks))
+    count = min(workers or cores(), len(blocks))
     if count == 1:
         yield from map(write, range(len(blocks)), blocks)
         return
