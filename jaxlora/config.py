@@ -19,6 +19,7 @@ def default() -> ConfigDict:
     config.core_splits = ""  # the folder of the published mimic_{train,val,test}.csv, instead of shares
     config.beep = ""  # BEEP's pmv_labels.pkl, instead of deriving ventilation from the tables
     config.gem = ""  # a general equivalence mapping from ICD-10-CM to ICD-9-CM
+    config.gem_procedures = ""  # the same from ICD-10-PCS
     config.corpus = ConfigDict()  # what becomes of a note in the corpora; `data/corpus.py` says what each means
     config.corpus.deid = "keep"
     config.corpus.join_lines = False

@@ -37,7 +37,7 @@ class Outcomes:
             builder, _, name = part.dataset.rpartition("/")
             if builder == f"{release.name}_admission":
                 self.parts.setdefault(unnamed(name)[0], {})[part.split] = part
-        self.split_of = splitter(config.core_splits if release.name == "mimic3" else "", config.split)
+        self.split_of = splitter(release.name, config)
 
     def check(self) -> None:
         """Compares every dataset that is there, and names those that should be."""
@@ -45,9 +45,12 @@ class Outcomes:
             sizes = Counter(core_lists(self.config.core_splits).values())
             for split, expected in published.LISTED_PATIENTS.items():
                 self.ledger.published("splits", f"patients of the {split} list", sizes[split], expected)
-        expected = tasks.available(self.release, self.config.mode, self.config.beep, self.config.gem)
+        expected = tuple(tasks.TASKS[self.release.name])
         for name in expected:
-            if name not in self.parts:
+            lacking = tasks.missing(self.release, self.config, name)
+            if lacking:
+                self.ledger.info("rows", self._full(name), f"cannot be made without {lacking}")
+            elif name not in self.parts:
                 self.ledger.fail("rows", self._full(name), "not prepared; run `jaxlora prepare` with this config")
         for name in sorted(self.parts, key=(*expected, *self.parts).index):
             if self.answers and self.answers.tells(name) and not (name == "pmv" and self.config.beep):

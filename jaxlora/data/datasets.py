@@ -46,8 +46,7 @@ class Recipes:
     @cached_property
     def cohort(self) -> tasks.Cohort:
         """The admissions of the release."""
-        c = self.config
-        return tasks.cohort(self.release, c.mode, c.split, c.core_splits, c.beep, c.gem, self.key)
+        return tasks.cohort(self.release, self.config, self.key)
 
     @cached_property
     def notes(self) -> list[AdmissionNote]:
@@ -62,10 +61,10 @@ class Recipes:
 
     def works(self) -> Iterator[tuple[type[NotesBuilder], str, Callable[[], Work]]]:
         """Yields builder, name and maker of every dataset that can be made of the release."""
-        c = self.config
-        for name in tasks.available(self.release, c.mode, c.beep, c.gem):
-            yield self.admissions, named(name, c.mode), lambda name=name: self.task(name)
-        yield ClinicalCorpus, named(self.release.name, c.mode), self.corpus
+        mode = self.config.mode
+        for name in tasks.available(self.release, self.config):
+            yield self.admissions, named(name, mode), lambda name=name: self.task(name)
+        yield ClinicalCorpus, named(self.release.name, mode), self.corpus
 
     def task(self, name: str) -> Work:
         """Returns one outcome task, by its name in `tasks.TASKS`."""

@@ -27,21 +27,24 @@ def category10(code: str) -> str:
 
 
 class Gem:
-    """The ICD-9-CM diagnoses that stand for ICD-10-CM ones, by a General Equivalence Mapping of the CMS.
+    """The ICD-9-CM codes that stand for ICD-10-CM or ICD-10-PCS ones, by a General Equivalence Mapping of the CMS.
 
     A code with several counterparts has the first one; where a combination of codes is needed, the first choice of
     each part of the first scenario.
     """
 
-    def __init__(self, path: str | Path):
-        """Reads a GEM file, such as `2018_I10gem.txt`: ICD-10 code, ICD-9 code and five flags a line.
+    def __init__(self, path: str | Path, field: str = "gem"):
+        """Reads a GEM file, `2018_I10gem.txt` or `gem_pcsi9.txt`: ICD-10 code, ICD-9 code and five flags a line.
+
+        Args:
+          path: of the file. field: of the config that names it, for messages.
 
         Raises:
           UserError: the file is missing or is no GEM.
         """
         path = Path(path)
         if not path.is_file():
-            raise UserError(f"{path}: no such file; set gem to the GEM from ICD-10-CM to ICD-9-CM")
+            raise UserError(f"{path}: no such file; set {field} to the GEM from ICD-10 to ICD-9")
         self._codes: dict[str, dict[str, str]] = {}  # ICD-10 -> part of the combination -> ICD-9
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             if line.strip():

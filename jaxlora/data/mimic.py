@@ -80,6 +80,7 @@ class Release(Protocol):
     """One release of MIMIC in its folders; `mimic3.Mimic3` and `mimic4.Mimic4` are the two."""
 
     name: str
+    ventilated: str
 
     def admissions(self) -> dict[str, Admission]:
         """Returns ADMISSIONS by HADM_ID."""

@@ -14,6 +14,7 @@ class Mimic3:
     """MIMIC-III in its folder; a table is read when it is asked for."""
 
     name = "mimic3"
+    ventilated = "PROCEDUREEVENTS_MV"  # the table that `ventilations` needs
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)

@@ -18,6 +18,7 @@ class Mimic4:
     """MIMIC-IV in its folder, and its notes there or in another one; a table is read when it is asked for."""
 
     name = "mimic4"
+    ventilated = "procedureevents"  # the table that `ventilations` needs
 
     def __init__(self, folder: str | Path, note_folder: str | Path = ""):
         self.folder = Path(folder)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from jaxlora.data import mimic, tables
 from jaxlora.data.examples import split_of
 from jaxlora.errors import UserError
@@ -11,19 +13,19 @@ from jaxlora.errors import UserError
 LISTS = {"train": "mimic_train.csv", "validation": "mimic_val.csv", "test": "mimic_test.csv"}
 
 
-def splitter(core_splits: str | Path, split) -> Callable[[str], str | None]:
+def splitter(release: str, config: ConfigDict) -> Callable[[str], str | None]:
     """Returns the function from a patient's raw identifier to the split, or to None for a patient to leave out.
 
     Args:
-      core_splits: the folder of the published lists, or "" to split by shares.
-      split: `validation`, `test` and `seed` of the config, for the latter.
+      release: its name; the published lists are of MIMIC-III, and for it alone.
+      config: `core_splits`, the folder of the lists, or "" to split by the shares of `split`.
 
     Raises:
       UserError: a list is missing, or a patient is in two of them.
     """
-    if core_splits:
-        return core_lists(core_splits).get
-    return partial(split_of, validation=split.validation, test=split.test, seed=split.seed)
+    if config.core_splits and release == "mimic3":
+        return core_lists(config.core_splits).get
+    return partial(split_of, **config.split)
 
 
 def core_lists(folder: str | Path) -> dict[str, str]:

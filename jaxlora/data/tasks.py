@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from ml_collections import ConfigDict
+
 from jaxlora.data import beep, icd, splits, ventilation
 from jaxlora.data.examples import Example, Task, keyed, named
 from jaxlora.data.mimic import Admission, Release
@@ -36,18 +38,21 @@ class Cohort:
     """The admissions of one release, and how its patients are split and named.
 
     Attributes:
-      release: the tables. admissions: of `release.admissions()`. mode: "correct" or "paper".
+      release: the tables. admissions: of `release.admissions()`.
+      config: `mode`, `beep`, `gem` and `gem_procedures` are read.
       split_of: from a raw patient to the split, or to None for one to leave out. key: of the identifiers.
-      beep: BEEP's label file, or "". gem: the GEM from ICD-10 to ICD-9, or "".
     """
 
     release: Release
     admissions: Mapping[str, Admission]
-    mode: str
+    config: ConfigDict
     split_of: Callable[[str], str | None]
     key: bytes
-    beep: str = ""
-    gem: str = ""
+
+    @property
+    def paper(self) -> bool:
+        """Whether to do as the published scripts do."""
+        return self.config.mode == "paper"
 
     def examples(
         self,
@@ -73,34 +78,35 @@ class Cohort:
         return result
 
 
-def cohort(release: Release, mode: str, split, core_splits: str, beep: str, gem: str, key: bytes) -> Cohort:
-    """Returns the cohort of one release; the published lists and labels are of MIMIC-III, and for it alone.
+def cohort(release: Release, config: ConfigDict, key: bytes) -> Cohort:
+    """Returns the cohort of one release.
 
     Args:
-      release: the tables. mode: "correct" or "paper". split: `validation`, `test` and `seed` of the config.
-      core_splits: the folder of CORe's lists, or "". beep: BEEP's label file, or "". gem: a GEM file, or "".
+      release: the tables.
+      config: `mode`, `split`, `core_splits`, `beep`, `gem` and `gem_procedures` are read.
       key: of `load_key`.
 
     Raises:
-      UserError: ADMISSIONS or a list is missing or malformed.
+      UserError: ADMISSIONS or a published list is missing or malformed.
     """
-    if release.name != "mimic3":
-        core_splits = beep = ""
-    return Cohort(release, release.admissions(), mode, splits.splitter(core_splits, split), key, beep, gem)
+    return Cohort(release, release.admissions(), config, splits.splitter(release.name, config), key)
 
 
-def available(release: Release, mode: str, beep: str, gem: str) -> tuple[str, ...]:
-    """Returns the names in `TASKS` of the datasets that a release can give.
+def available(release: Release, config: ConfigDict) -> tuple[str, ...]:
+    """Returns the names in `TASKS` of the datasets that a release can give; `missing` says what the others need."""
+    return tuple(name for name in TASKS[release.name] if not missing(release, config, name))
 
-    "pmv" needs BEEP's label file or, in correct mode, the ventilation tables; "diag" of MIMIC-IV needs a GEM.
-    """
-    found = list(TASKS[release.name])
-    labels = beep and release.name == "mimic3"
-    if not labels and (mode == "paper" or release.ventilations() is None):
-        found.remove("pmv")
-    if release.name == "mimic4" and not gem:
-        found.remove("diag")
-    return tuple(found)
+
+def missing(release: Release, config: ConfigDict, name: str) -> str:
+    """Returns what the tables and the config lack for a dataset of `TASKS`, or ""."""
+    if name == "pmv" and not (config.beep and release.name == "mimic3"):
+        if config.mode == "paper":
+            return "config.beep, the published labels"
+        return "" if release.ventilations() else f"the table {release.ventilated}"
+    if release.name == "mimic4" and name in ("diag", "proc"):
+        field = "gem" if name == "diag" else "gem_procedures"
+        return "" if config[field] else f"config.{field}, to map ICD-10 to ICD-9"
+    return ""
 
 
 def make(cohort: Cohort, name: str, notes: Iterable[AdmissionNote], flow: Counter[str]) -> tuple[Task, list[Example]]:
@@ -112,14 +118,13 @@ def make(cohort: Cohort, name: str, notes: Iterable[AdmissionNote], flow: Counte
     Raises:
       UserError: the release cannot give this dataset, or a table or file that it is made of is malformed.
     """
-    if name not in available(cohort.release, cohort.mode, cohort.beep, cohort.gem):
-        raise UserError(
-            f"{cohort.release.name}_admission/{named(name, cohort.mode)}: not to be had from these tables; pmv needs "
-            "config.beep or, in correct mode, tables of ventilation, and the diag of MIMIC-IV needs config.gem"
-        )
+    lacking = missing(cohort.release, cohort.config, name)
+    if lacking:
+        full = f"{cohort.release.name}_admission/{named(name, cohort.config.mode)}"
+        raise UserError(f"{full}: cannot be made without {lacking}")
     outcome = TASKS[cohort.release.name][name]
     labels, examples = outcome.make(cohort, notes, flow)
-    return Task(named(name, cohort.mode), outcome.kind, tuple(labels)), examples
+    return Task(named(name, cohort.config.mode), outcome.kind, tuple(labels)), examples
 
 
 def mortality(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], unfiltered: bool = False) -> Made:
@@ -158,7 +163,7 @@ def length_of_stay(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter
         admission = cohort.admissions[note.admission]
         if admission.died:
             flow["admissions: died in hospital"] += 1
-        elif admission.days < 0 and cohort.mode == "correct":
+        elif admission.days < 0 and not cohort.paper:
             flow["admissions: a stay that ends before it begins"] += 1
         else:
             rows.append((note, note.text, stay(admission.days)))
@@ -177,28 +182,30 @@ def diagnoses(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]
     """Returns the categories of the diagnoses of one version of the ICD."""
 
     def categories(code: str) -> tuple[str, ...]:
-        return (icd.category10(code) if version == "10" else icd.diagnosis9(code, cohort.mode),)
+        return (icd.category10(code) if version == "10" else icd.diagnosis9(code, cohort.config.mode),)
 
     return _coded(cohort, notes, flow, "diagnoses", {version: categories})
-
-
-def mapped_diagnoses(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str]) -> Made:
-    """Returns the ICD-9 categories of all diagnoses, those in ICD-10 by their counterparts in `cohort.gem`."""
-    gem = icd.Gem(cohort.gem)
-    cut = {
-        "9": lambda code: (icd.diagnosis9(code, cohort.mode),),
-        "10": lambda code: tuple(icd.diagnosis9(found, cohort.mode) for found in gem[code]),
-    }
-    return _coded(cohort, notes, flow, "diagnoses", cut)
 
 
 def procedures(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], version: str = "9") -> Made:
     """Returns the first 3 characters of the procedures of one version of the ICD."""
 
     def categories(code: str) -> tuple[str, ...]:
-        return (icd.category10(code) if version == "10" else icd.procedure9(code, cohort.mode),)
+        return (icd.category10(code) if version == "10" else icd.procedure9(code, cohort.config.mode),)
 
     return _coded(cohort, notes, flow, "procedures", {version: categories})
+
+
+def mapped(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], kind: str) -> Made:
+    """Returns the ICD-9 categories of all "diagnoses" or "procedures", those in ICD-10 by their counterparts in
+    `config.gem` or `config.gem_procedures`."""
+    field, cut = {"diagnoses": ("gem", icd.diagnosis9), "procedures": ("gem_procedures", icd.procedure9)}[kind]
+    gem, mode = icd.Gem(cohort.config[field], field), cohort.config.mode
+    categories = {
+        "9": lambda code: (cut(code, mode),),
+        "10": lambda code: tuple(cut(found, mode) for found in gem[code]),
+    }
+    return _coded(cohort, notes, flow, kind, categories)
 
 
 def _coded(
@@ -226,7 +233,7 @@ def _coded(
             if not categories:
                 flow["codes: without a counterpart in ICD-9"] += 1
     labels = tuple(seen)
-    if cohort.mode == "correct":
+    if not cohort.paper:
         train = [found[note.admission] for note in notes if cohort.split_of(note.patient) == "train"]
         labels = tuple(sorted(set().union(*train)))
     index = {label: i for i, label in enumerate(labels)}
@@ -247,26 +254,26 @@ def prolonged_ventilation(cohort: Cohort, notes: Iterable[AdmissionNote], flow: 
     Paper mode takes the splits of the file too, which are by admission, and the texts of the mortality task.
     """
     by_admission = {note.admission: note for note in notes}
-    if not cohort.beep:
+    if not (cohort.config.beep and cohort.release.name == "mimic3"):
         found = ventilation.labels(cohort.release, cohort.admissions, by_admission, flow)
         rows = [(by_admission[id], by_admission[id].text, label) for id, label in found.items()]
         return VENTILATIONS, cohort.examples(rows, flow)
     rows, split = [], {}
-    for entry in beep.read(cohort.beep):
+    for entry in beep.read(cohort.config.beep):
         flow["labels: read"] += 1
         note = by_admission.pop(entry.admission, None)
         if note is None:
             lacking = "an admission without a note" if entry.admission in cohort.admissions else "no admission"
             flow[f"labels: {lacking}"] += 1
             continue
-        text = without_death(note.text) if cohort.mode == "paper" else note.text
+        text = without_death(note.text) if cohort.paper else note.text
         if text is None:
             flow["admissions: the note tells the death"] += 1
             continue
         rows.append((note, text, entry.label))
         split[entry.admission] = entry.split
     flow["admissions: not in the label file"] += len(by_admission)
-    return VENTILATIONS, cohort.examples(rows, flow, split if cohort.mode == "paper" else None)
+    return VENTILATIONS, cohort.examples(rows, flow, split if cohort.paper else None)
 
 
 @dataclass(frozen=True)
@@ -291,6 +298,7 @@ TASKS = {
         "diag10": Outcome("multilabel", partial(diagnoses, version="10")),
         "proc9": Outcome("multilabel", procedures),
         "proc10": Outcome("multilabel", partial(procedures, version="10")),
-        "diag": Outcome("multilabel", mapped_diagnoses),
+        "diag": Outcome("multilabel", partial(mapped, kind="diagnoses")),
+        "proc": Outcome("multilabel", partial(mapped, kind="procedures")),
     },
 }

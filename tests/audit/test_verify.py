@@ -53,7 +53,15 @@ def test_generated_tables_pass(tables, prepared, release, mode, capsys):
     assert verify_data(config_of(tables[release], release, mode), prepared, full=True)
     printed, found = capsys.readouterr().out.splitlines(), checks(prepared)
     assert len(printed) == len(found) + 1 and "0 failed" in printed[-1] and "difference" not in printed[-1]
-    assert {row["step"] for row in found.values()} == {"tables", "cohort", "rows", "labels", "classes", "corpus", "splits"}
+    assert {row["step"] for row in found.values()} == {
+        "tables",
+        "cohort",
+        "rows",
+        "labels",
+        "classes",
+        "corpus",
+        "splits",
+    }
     steps = [row["step"] for row in found.values()]
     assert steps.index("cohort") < steps.index("rows") < steps.index("splits")
     dataset = f"{release}_admission/mor" + ("_paper" if mode == "paper" else "")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from jaxlora.config import default
 from jaxlora.data import synthetic, tasks
 from jaxlora.data.examples import keyed, split_of
 from jaxlora.data.mimic3 import Mimic3
@@ -53,10 +54,12 @@ class Made:
 
     def __post_init__(self):
         release = Mimic4(self.folder) if (self.folder / "hosp").is_dir() else Mimic3(self.folder)
-        cohort = tasks.cohort(release, self.mode, SHARES, "", "", "", KEY)
+        config = default()
+        config.mode, config.split = self.mode, SHARES
+        cohort = tasks.cohort(release, config, KEY)
         notes = admission_notes(release, cohort.admissions, self.mode, self.flow)
         raw = {keyed(KEY, f"admission:{admission}"): admission for admission in cohort.admissions}
-        for name in tasks.available(release, self.mode, "", ""):
+        for name in tasks.available(release, config):
             task, examples = tasks.make(cohort, name, notes, Counter())
             self.tasks[name] = task
             self.labels[name] = {raw[e.id]: e.label for e in examples}

@@ -3,6 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
+from jaxlora.config import default
 from jaxlora.data import splits
 from jaxlora.data.examples import split_of
 from jaxlora.errors import UserError
@@ -17,13 +18,18 @@ def lists(folder, train=(), val=(), test=()):
 
 
 def test_lists_name_a_patient_once_for_every_note(tmp_path):
-    place = splits.splitter(lists(tmp_path, train=("1", "2", "1"), val=("3",), test=("4.0",)), SHARES)
+    config = default()
+    config.core_splits = str(lists(tmp_path, train=("1", "2", "1"), val=("3",), test=("4.0",)))
+    place = splits.splitter("mimic3", config)
     assert [place(patient) for patient in "12345"] == ["train", "train", "validation", "test", None]
 
 
 def test_shares_without_lists():
-    place = splits.splitter("", SHARES)
-    assert all(place(str(i)) == split_of(str(i), **SHARES) for i in range(99))
+    config = default()
+    config.split = SHARES
+    for release, config.core_splits in (("mimic3", ""), ("mimic4", "of MIMIC-III")):
+        place = splits.splitter(release, config)
+        assert all(place(str(i)) == split_of(str(i), **SHARES) for i in range(99))
 
 
 def test_a_patient_in_two_lists(tmp_path):

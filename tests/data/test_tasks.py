@@ -8,11 +8,13 @@ from datetime import datetime, timedelta
 import pytest
 from ml_collections import ConfigDict
 
+from jaxlora.config import default
 from jaxlora.data import tasks
 from jaxlora.data.examples import keyed, split_of
 from jaxlora.data.mimic3 import Mimic3
 from jaxlora.data.mimic4 import Mimic4
 from jaxlora.data.notes import AdmissionNote
+from jaxlora.errors import UserError
 
 SHARES = ConfigDict({"validation": 0.1, "test": 0.2, "seed": 0})
 KEY = bytes(32)
@@ -20,7 +22,7 @@ TRAIN = [str(i) for i in range(99) if split_of(str(i), **SHARES) == "train"]
 TEST = [str(i) for i in range(99) if split_of(str(i), **SHARES) == "test"]
 
 
-def cohort(release, *stays, mode="correct", core_splits="", beep="", gem=""):
+def cohort(release, *stays, mode="correct", core_splits="", beep="", gem="", gem_procedures=""):
     """Admissions 1, 2, … of the given (patient, died, days), with a note each."""
     begin = datetime(2101, 1, 1)
     with (release.folder / "admissions.csv").open("w", newline="") as file:
@@ -29,7 +31,11 @@ def cohort(release, *stays, mode="correct", core_splits="", beep="", gem=""):
         writer.writerow(["no note", 99, "2101-01-01", "2101-01-01", "URGENT", 0, ""])
         for i, (patient, died, days) in enumerate(stays, start=1):
             writer.writerow([patient, i, begin, begin + timedelta(days=days), "URGENT", int(died), ""])
-    found = tasks.cohort(release, mode, SHARES, str(core_splits), str(beep), str(gem), KEY)
+    config = default()
+    config.split = SHARES
+    files = {"core_splits": core_splits, "beep": beep, "gem": gem, "gem_procedures": gem_procedures}
+    config.update(mode=mode, **{field: str(path) for field, path in files.items()})
+    found = tasks.cohort(release, config, KEY)
     return found, [AdmissionNote(str(i), stay[0], f"CHIEF COMPLAINT: {i}") for i, stay in enumerate(stays, start=1)]
 
 
@@ -118,9 +124,10 @@ def test_two_versions_of_the_icd_are_kept_apart_or_mapped(tmp_path):
     )
     (tmp_path / "procedures_icd.csv").write_text("hadm_id,icd_code,icd_version\n1,0066,9\n2,0016070,10\n")
     (tmp_path / "gem.txt").write_text("I10 4019 10000\nZ9989 NoDx 11000\n")
+    (tmp_path / "pcs.txt").write_text("0016070 0234 10000\n")
     stays = [(patient, False, 1.0) for patient in TRAIN[:3]]
-    found, notes = cohort(Mimic4(tmp_path), *stays, gem=tmp_path / "gem.txt")
-    made = {name: make(found, name, notes) for name in ("diag9", "diag10", "proc9", "proc10", "diag")}
+    found, notes = cohort(Mimic4(tmp_path), *stays, gem=tmp_path / "gem.txt", gem_procedures=tmp_path / "pcs.txt")
+    made = {name: make(found, name, notes) for name in ("diag9", "diag10", "proc9", "proc10", "diag", "proc")}
     assert {name: task.name for name, (task, _, _) in made.items()} == {name: name for name in made}
     assert {name: names(task, examples) for name, (task, examples, _) in made.items()} == {
         "diag9": [["401"], ["486"]],
@@ -128,6 +135,7 @@ def test_two_versions_of_the_icd_are_kept_apart_or_mapped(tmp_path):
         "proc9": [["006"]],
         "proc10": [["001"]],
         "diag": [["401"], ["401"], ["486"]],
+        "proc": [["006"], ["023"]],
     }
     assert made["diag"][2]["codes: without a counterpart in ICD-9"] == 1
 
@@ -168,13 +176,18 @@ def test_beep_labels(tmp_path, mode):
 def test_what_a_cohort_can_give(tmp_path):
     def given(release, **options):
         found = cohort(release, **options)[0]
-        return tasks.available(release, found.mode, found.beep, found.gem)
+        return tasks.available(release, found.config)
 
     assert given(Mimic3(tmp_path)) == ("mor", "mor_unfiltered", "los", "diag", "proc")
+    with pytest.raises(UserError, match="mimic3_admission/pmv: cannot be made without the table PROCEDUREEVENTS_MV"):
+        make(cohort(Mimic3(tmp_path))[0], "pmv", [])
+    with pytest.raises(UserError, match="mimic4_admission/diag_paper: cannot be made without config.gem, to map"):
+        make(cohort(Mimic4(tmp_path), mode="paper")[0], "diag", [])
     assert "pmv" in given(Mimic3(tmp_path), beep="pmv_labels.pkl", mode="paper")
     (tmp_path / "PROCEDUREEVENTS_MV.csv").touch()
     assert "pmv" in given(Mimic3(tmp_path)) and "pmv" not in given(Mimic3(tmp_path), mode="paper")
     ours = ("mor", "mor_unfiltered", "los", "diag9", "diag10", "proc9", "proc10")
     assert given(Mimic4(tmp_path), beep="pmv_labels.pkl") == ours
     (tmp_path / "procedureevents.csv").touch()
-    assert set(given(Mimic4(tmp_path), gem="gem.txt")) == {*ours, "pmv", "diag"} == set(tasks.TASKS["mimic4"])
+    everything = given(Mimic4(tmp_path), gem="gem.txt", gem_procedures="pcs.txt")
+    assert set(everything) == {*ours, "pmv", "diag", "proc"} == set(tasks.TASKS["mimic4"])
