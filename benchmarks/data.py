@@ -2,7 +2,8 @@
 
 The tables are generated (`jaxlora synthesize`) under ``--directory`` and kept there: MIMIC-III of full size, a
 twentieth of it, and MIMIC-IV of ``--patients4``. Every measurement is a fresh process; its memory is the most that it
-and its processes hold together, sampled ten times a second. pandas and Polars are measured where they are installed.
+and its processes hold together, sampled ten times a second. pandas, DuckDB and Polars are measured where they are
+installed (`pip install -e .[bench]`).
 For example::
 
     python benchmarks/data.py --directory bench_data
@@ -23,22 +24,9 @@ FULL, SAMPLE = 46_520, 46_520 // 20
 
 def engine(path, which):
     """Read the notes row by row, as `tables.rows` must: identifier, category and text. Return the characters."""
-    names = ("HADM_ID", "CATEGORY", "TEXT")
-    if which == "polars":
-        import polars
+    from csv_engines import ENGINES
 
-        frames = polars.scan_csv(path, infer_schema=False).select(names).collect_batches(chunk_size=1024)
-        return sum(len(text or "") for frame in frames for _, _, text in frame.iter_rows())
-    if which == "csv":
-        import csv
-        import gzip
-
-        csv.field_size_limit(2**24)
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
-            return sum(len(row["TEXT"]) for row in csv.DictReader(file))
-    from jaxlora.data import tables
-
-    return sum(len(row["TEXT"] or "") for _, row in tables.rows(path, names))
+    return sum(len(text or "") for _, _, text in ENGINES[which](path, ("HADM_ID", "CATEGORY", "TEXT")))
 
 
 def tasks(folder, out):
@@ -201,8 +189,8 @@ def main():
         print(f"{folder.name}: " + ", ".join(f"{name} {count:,}" for name, count in rows.items()), flush=True)
 
     notes = str(next(full.glob("NOTEEVENTS.csv*")))
-    for which in ("duckdb", "polars", "csv"):
-        if which != "polars" or importlib.util.find_spec("polars"):
+    for which in ("ours", "duckdb", "polars", "csv"):
+        if which in ("ours", "csv") or importlib.util.find_spec(which):
             seconds, peak, characters = measured("engine", notes, which)
             line(f"reading NOTEEVENTS: {which}", seconds, peak, f"{characters / seconds / 1e6:.0f} MB/s")
     out = options.directory / "prepared"

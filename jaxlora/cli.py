@@ -169,7 +169,7 @@ class Verb:
 _BASE = ("base", "allow_base_mismatch")
 VERBS = {
     "demo": Verb(_demo, ("config", "workdir"), ("base",)),
-    "prepare": Verb(_prepare, ("config", "workdir"), ("base",)),
+    "prepare": Verb(_prepare, ("config", "workdir")),
     "verify-data": Verb(_verify_data, ("config", "workdir"), ("full",)),
     "audit": Verb(_audit, ("config", "workdir"), ("smallest",)),
     "synthesize": Verb(_synthesize, ("tables", "output"), ("patients", "seed", "notes", "source")),
@@ -208,9 +208,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxlora: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        print(f"jaxlora: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"jaxlora: {f'{error.filename}: ' if error.filename else ''}{error.strerror}", file=sys.stderr)
         return 2
     except ImportError as error:
         if "gcsfs" not in str(error):
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxlora: a path on gs:// needs gcsfs: pip install gcsfs", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\njaxlora: interrupted; `train` goes on from its last checkpoint", file=sys.stderr)
+        print("\njaxlora: interrupted; `train` and `prepare` go on from there", file=sys.stderr)
         return 130
 
 

@@ -52,6 +52,23 @@ def private() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def locked(path: Path, occupied: str) -> Iterator[None]:
+    """Holds a lock file for the time of the block, which the end of the process lets go of, however it ends.
+
+    Raises:
+      UserError: another process holds it; `occupied` says what to do.
+    """
+    import fcntl  # not on Windows, where nothing else here is either
+
+    with open(path, "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path.parent}: {occupied}") from None
+        yield
+
+
+@contextlib.contextmanager
 def new_directory(path: str) -> Iterator[Path]:
     """Gives an empty folder beside `path`, which becomes `path` when the block ends well and vanishes when it fails.
 

@@ -218,6 +218,11 @@ def _check_fields(config: ConfigDict) -> None:
     for field, least in (("data.length", 2), ("epochs", 1), ("loss_chunk", 1)):
         if _get(config, field) < least:
             raise UserError(f"config.{field} is {_get(config, field)}; it must be {least} or more")
+    for part in config.data.mix:
+        if not (isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[0], str)):
+            raise UserError(
+                "config.data.mix: not pairs of a corpus and its weight; give \"(('clinical_corpus/mimic3', 0.5),)\""
+            )
     one_of("config.select", config.select, ("best", "last"))
 
 

@@ -59,6 +59,9 @@ def read(folder: str | Path, release: str) -> Answers | None:
     for name in ("tables", "notes", "notes_paper", "corpus", "labels", "counts"):
         if not isinstance(whole.get(name), dict):
             raise UserError(f"{path}: {name} is not there, or not an object; {_REMEDY}")
+    for name, order in whole["labels"].items():
+        if not _texts(order):
+            raise UserError(f"{path}: labels.{name} is not a list of texts; {_REMEDY}")
     if whole.get("release") != release:
         raise UserError(f"{path}: release is not {release}; set the folders of the two releases apart")
     admissions = {mode: [] for mode in MODES}
@@ -96,10 +99,14 @@ def _well_formed(answer: Any) -> bool:
         if not isinstance(answer.get(mode), dict) or not isinstance(answer[mode].get("fate"), str):
             return False
         for name, label in answer[mode].items():
-            several = isinstance(label, list) and all(isinstance(item, str) for item in label)
-            if name != "fate" and not (several or label is None or type(label) is int):
+            coded = name.startswith(("diag", "proc"))
+            if name != "fate" and not (_texts(label) if coded else label is None or type(label) is int):
                 return False
     return True
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _agree(path: Path, lines: Path, counts: dict, admissions: dict[str, list[tuple[str, dict]]]) -> None:

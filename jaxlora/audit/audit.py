@@ -11,6 +11,7 @@ from jaxlora import files
 from jaxlora.audit import contamination, figures, leakage, markdown, patients, words
 from jaxlora.audit.contents import Part, names, records, survey
 from jaxlora.data import builders, mimic, tables
+from jaxlora.data.corpus import excluded
 from jaxlora.data.examples import KEY_FILE, keyed, load_key
 from jaxlora.errors import UserError
 
@@ -25,8 +26,8 @@ def audit(config, workdir: str | Path, smallest: int = 20, workers: int | None =
     What is not there is skipped, and the report says so.
 
     Writes `audit.md`, `audit.json` and `figures/audit-*.png` into the folder, and `exclude.txt` where there is a
-    corpus: the hashes of its notes that hold more than half of a test note, for `config.corpus.exclude`. No note, no
-    identifier, and no word that the notes of few patients have, is in any of them but for the hashes.
+    corpus: the hashes of its notes that hold more than half of a test note, and those that `config.corpus.exclude` has.
+    No note, no identifier, and no word that the notes of few patients have, is in any of them but for the hashes.
 
     Args:
       config: `mode` is read, and `mimic3`, whose ICUSTAYS tells the patients that MIMIC-IV cannot have.
@@ -109,14 +110,20 @@ def _contamination(config, folder: Path, parts: Sequence[Part], workers: int | N
         result["skipped"] = "no clinical corpus is prepared" if not corpora else "no dataset has a test split"
         return result
     carevue, result["carevue"] = _carevue(config, folder)
+    # The tasks of a release share their notes: the one with the most stands for all in the report.
+    widest: dict[str, str] = {}
+    for part in sorted(tests, key=lambda part: len(part.ids)):
+        widest[part.dataset.partition("/")[0]] = part.dataset
     texts, places = contamination.held_out_notes(folder, [part.dataset for part in tests])
-    index, _ = contamination.index(iter(texts))
+    index = contamination.index(iter(texts))
     del texts
-    exclude: set[str] = set()
+    exclude = set(excluded(config.corpus.exclude))  # the corpus was made without them, and is to stay so
     for corpus in corpora:
         found = contamination.scan(folder, corpus, index, workers=workers)
         exclude.update(found.exclude)
         for part, of_part in zip(tests, places, strict=True):
+            if part.dataset not in widest.values():
+                continue
             overlap, alone = found.overlap[of_part], found.alone[of_part]
             result["overlaps"].setdefault(corpus, {})[part.dataset] = overlap[~np.isnan(overlap)]
             for stratum, members in _strata(part, carevue):

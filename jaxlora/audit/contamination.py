@@ -66,8 +66,8 @@ class Found:
     notes: int
 
 
-def index(texts: Iterator[str]) -> tuple[Index, int]:
-    """Returns the index of the test notes, read once, and how many they are."""
+def index(texts: Iterator[str]) -> Index:
+    """Returns the index of the test notes, read once."""
     hashes, notes, count = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], 0
     for batch in batches(texts):
         pieces = [passages(text) for text in batch]
@@ -85,7 +85,7 @@ def index(texts: Iterator[str]) -> tuple[Index, int]:
     places = np.sort(gram * max(count, 1) + rank[note])
     gram, note = np.divmod(places, max(count, 1))
     offsets = np.searchsorted(gram, np.arange(len(distinct) + 1))
-    return Index(distinct, offsets, note, sizes[order], order), count
+    return Index(distinct, offsets, note, sizes[order], order)
 
 
 def scan(data_dir: str | Path, corpus: str, tests: Index, split: str = "train", workers: int | None = None) -> Found:

@@ -54,7 +54,9 @@ class Leakage:
       scores: {"words" | "length" | "prevalence": {"auroc", "auprc"}}, macro over `labels`.
       top: for every label, (word, weight) by falling weight, none rarer than the smallest count.
       outcome: for every outcome word of the test notes, the label it speaks for most and by how much; not for several
-        labels a note, which are not an outcome.
+        labels a note, which are not an outcome. A count of the notes of fewer patients than the smallest count is
+        "<20" or its like there, and what it could be found out from is None.
+      one_class: whether the train or the test notes do not differ in any label, so that none can be told.
       reasons: why `LEAK?` is said; empty when it is not. naming: the words that name one of many labels.
     """
 
@@ -68,6 +70,7 @@ class Leakage:
     outcome: list[dict] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     naming: list[str] = field(default_factory=list)
+    one_class: bool = False
 
 
 def truth(task: Task, labels: np.ndarray | list[np.ndarray]) -> np.ndarray:
@@ -86,8 +89,8 @@ def probe(task: Task, words: Words, train: Sample, test: Sample, smallest: int) 
     Args:
       task: binary, multiclass or multilabel; of several labels only the most frequent ones of the train split, at most
         `MOST_LABELS`, are looked at.
-      smallest: the number of train patients whose notes have a word, below which the word is not told; a word that few
-        notes share could be a name.
+      smallest: the number of train patients whose notes have a word, below which the word is not told: a word that few
+        notes share could be a name. And of test patients, below which their notes are not counted.
     """
     frequent = np.argsort(-train.truth.sum(axis=0, dtype=np.int64), kind="stable")[:MOST_LABELS]
     chosen = frequent if task.kind == "multilabel" else np.arange(len(task.labels))
@@ -107,21 +110,23 @@ def probe(task: Task, words: Words, train: Sample, test: Sample, smallest: int) 
     spread = _patients(words.counts[train.rows][:, used], train.patients)
     outcome = np.isin(words.names[used], list(OUTCOME_WORDS))
     tellable = (spread >= smallest) | outcome
+    heaviest: list[str] = []
     for name, row in zip(names, weights, strict=True):
         heavy = [i for i in np.argsort(-row, kind="stable") if row[i] > 0]
         found.top[name] = [(str(words.names[used[i]]), float(row[i])) for i in heavy if tellable[i]][:TOP]
         told = [words.names[used[i]] for i in heavy[:TOP] if outcome[i] and words.names[used[i]] not in CARE]
-        found.reasons += [f"'{word}' is among the heaviest words of {name}" for word in told]
+        heaviest += [f"'{word}' is among the heaviest words of {name}" for word in told]
     truths = train.truth[:, chosen], test.truth[:, chosen]
+    found.one_class = not all(len(metrics.scorable(of)) for of in truths)
     vocabulary = [(words.counts[sample.rows][:, used] > 0).tocsc() for sample in (train, test)]
     if task.kind == "multilabel":
         told = [present[:, np.flatnonzero(tellable)] for present in vocabulary]
-        found.naming, found.reasons = _separating(words.names[used[tellable]], names, told, truths, _NAMES), []
+        found.naming = _separating(words.names[used[tellable]], names, told, truths, _NAMES)
     else:
         terms = np.where(tellable, words.names[used], "a rare word")
         listed = [words.outcome[sample.rows] for sample in (train, test)]
-        found.outcome = _outcome_words(listed[1], truths[1], names)
-        found.reasons += _questions(names, terms, vocabulary, listed, truths)
+        found.outcome = _outcome_words(listed[1], truths[1], names, test.patients, smallest)
+        found.reasons = heaviest + _questions(names, terms, vocabulary, listed, truths)
     return found
 
 
@@ -174,7 +179,9 @@ def _patients(counts: sparse.csr_matrix, patients: np.ndarray) -> np.ndarray:
     return np.bincount((belongs @ counts).indices, minlength=counts.shape[1])
 
 
-def _outcome_words(present: np.ndarray, truth: np.ndarray, names: tuple[str, ...]) -> list[dict]:
+def _outcome_words(
+    present: np.ndarray, truth: np.ndarray, names: tuple[str, ...], patients: np.ndarray, smallest: int
+) -> list[dict]:
     """Returns for every outcome word of the test notes the class that it speaks for most, and in which notes it is."""
     areas = presence_auroc(present, truth)
     result = []
@@ -184,19 +191,22 @@ def _outcome_words(present: np.ndarray, truth: np.ndarray, names: tuple[str, ...
             continue
         best = int(np.nanargmax(areas[number]))
         label = truth[:, best] == 1
-        result.append(
-            {
-                "word": word,
-                "label": names[best],
-                "with_label": int((has & label).sum()),
-                "of_label": int(label.sum()),
-                "without_label": int((has & ~label).sum()),
-                "of_others": int((~label).sum()),
-                "auroc": float(areas[number, best]),
-                "odds_ratio": odds_ratio(has, label),
-            }
-        )
+        notes = {"with_label": has & label, "of_label": label, "without_label": has & ~label, "of_others": ~label}
+        counts = {name: _counted(of, patients, smallest) for name, of in notes.items()}
+        # The other class, with all test notes, and either figure would give a count of few away.
+        for name, other in (("of_label", "of_others"), ("of_others", "of_label")):
+            counts[other] = None if isinstance(counts[name], str) and counts[other] else counts[other]
+        hidden = any(not isinstance(count, int) for count in counts.values())
+        figures = {"auroc": float(areas[number, best]), "odds_ratio": odds_ratio(has, label)}
+        figures = dict.fromkeys(figures) if hidden else figures
+        result.append({"word": word, "label": names[best]} | counts | figures)
     return result
+
+
+def _counted(notes: np.ndarray, patients: np.ndarray, smallest: int) -> int | str:
+    """Returns how many notes are chosen, or "<20" where they are of some patients, but fewer than 20."""
+    of = len(np.unique(patients[notes]))
+    return f"<{smallest}" if 0 < of < smallest else int(notes.sum())
 
 
 def presence_auroc(present, truth: np.ndarray) -> np.ndarray:
@@ -259,7 +269,13 @@ def _giving_away(terms: Sequence[str], names: tuple[str, ...], present, truths, 
     """Returns the words whose notes have a label, as `_separating` does; `least` is a share,
     for each label or for each word and label."""
     shares = _shares_of_label(present, truths)
-    return _told(terms, names, shares, shares >= least, "'{word}' gives {label} away: it holds in {value:.0%} at least")
+    return _told(
+        terms,
+        names,
+        shares,
+        (shares >= least) & (shares > 0),
+        "'{word}' gives {label} away: it holds in {value:.0%} at least",
+    )
 
 
 def _told(terms: Sequence[str], names: tuple[str, ...], values: np.ndarray, which: np.ndarray, text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The audit as Markdown."""
 
+import math
 from collections.abc import Iterator
 
 from jaxlora.audit.contamination import LIMIT
@@ -28,11 +29,13 @@ def _leakage(leakage: dict[str, dict], smallest: int) -> Iterator[str]:
         labels = f"{len(one['labels'])} of {one['of_labels']:,}" if len(one["labels"]) < one["of_labels"] else ""
         cells = [name, f"{one['train']:,}", f"{one['test']:,}", labels or f"{one['of_labels']}"]
         cells += [_score(one["scores"][model]) for model in ("words", "length", "prevalence")]
-        yield f"| {' | '.join(cells)} | {'**LEAK?**' if one['reasons'] else 'no leak found'} |"
+        without = "one class only" if one["one_class"] else "no leak found"
+        yield f"| {' | '.join(cells)} | {'**LEAK?**' if one['reasons'] else without} |"
     yield from (
         "",
         f"A word is told when the notes of at least {smallest} train patients have it; an outcome word always is.",
     )
+    yield f"A count of notes of fewer than {smallest} test patients is <{smallest}; what would tell it is left out (–)."
     yield f"Of many labels the most frequent are looked at, and {_TOLD_LABELS} are told."
     for name, one in leakage.items():
         yield from ("", f"### {name}", "")
@@ -41,23 +44,33 @@ def _leakage(leakage: dict[str, dict], smallest: int) -> Iterator[str]:
             yield "Words that name a label, as a history may: " + "; ".join(one["naming"]) + "."
         if one["reasons"] or one["naming"]:
             yield ""
-        yield from ("| label | heaviest words |", "|---|---|")
-        for label in one["labels"][:_TOLD_LABELS]:
-            yield f"| {label} | {', '.join(word for word, _ in one['top'][label][:TOP])} |"
-        yield ""
+        if one["one_class"]:
+            yield from ("One class only: the train or the test notes are all labelled alike, so no word tells.", "")
+        if any(one["top"].values()):
+            yield from ("| label | heaviest words |", "|---|---|")
+            for label in one["labels"][:_TOLD_LABELS]:
+                yield f"| {label} | {', '.join(word for word, _ in one['top'][label][:TOP])} |"
+            yield ""
         if one["outcome"]:
             yield "| outcome word | speaks for | of its test notes | of the others | AUROC | odds ratio |"
             yield "|---|---|---:|---:|---:|---:|"
             for row in one["outcome"]:
-                counts = (
-                    f"{row['with_label']:,} / {row['of_label']:,} | {row['without_label']:,} / {row['of_others']:,}"
+                here, of, there, others = (
+                    _count(row[name]) for name in ("with_label", "of_label", "without_label", "of_others")
                 )
-                yield f"| {row['word']} | {row['label']} | {counts} | {row['auroc']:.3f} | {row['odds_ratio']:.1f} |"
-        elif one["kind"] != "multilabel":
+                figures = "– | –" if row["auroc"] is None else f"{row['auroc']:.3f} | {row['odds_ratio']:.1f}"
+                yield f"| {row['word']} | {row['label']} | {here} / {of} | {there} / {others} | {figures} |"
+        elif one["kind"] != "multilabel" and not one["one_class"]:
             yield "No outcome word is in the test notes."
 
 
+def _count(count: int | str | None) -> str:
+    return f"{count:,}" if isinstance(count, int) else count or "–"
+
+
 def _score(score: dict[str, float]) -> str:
+    if math.isnan(score["auroc"]):  # of no label do the test notes have some with it and some without
+        return "–"
     return f"{score['auroc']:.3f} ({score['auprc']:.3f})"
 
 

@@ -11,7 +11,7 @@ from jaxlora.audit.answers import Answers
 from jaxlora.audit.contents import Part, survey
 from jaxlora.audit.ledger import Ledger
 from jaxlora.audit.outcomes import CORRECT, Outcomes
-from jaxlora.data import datasets
+from jaxlora.data import datasets, flow
 from jaxlora.data.examples import named
 from jaxlora.errors import UserError
 
@@ -42,36 +42,36 @@ def verify_data(config, workdir: str | Path, full: bool = False) -> bool:
     keys = {name: answer_key.read(config[name], name) for name in releases}
     for name in releases:
         tables.check(ledger, config, name, keys[name], full)
-    flow = files.read_json_object(folder / "flow.json", "prepare again") if (folder / "flow.json").exists() else {}
+    told = flow.read(folder)
     for name in releases:
-        _cohort(ledger, config, name, keys[name], flow)
+        _cohort(ledger, config, name, keys[name], told)
     parts = survey(folder, config.mode)
     for name, release in releases.items():
         Outcomes(ledger, config, release, keys[name], folder, parts).check()
-        _corpus(ledger, config, name, keys[name], flow, parts)
+        _corpus(ledger, config, name, keys[name], told, parts)
     _disjoint(ledger, config, parts)
     return ledger.close(folder)
 
 
-def _cohort(ledger: Ledger, config, release: str, answers: Answers | None, flow: dict[str, dict[str, int]]) -> None:
+def _cohort(ledger: Ledger, config, release: str, answers: Answers | None, told: dict[str, dict[str, int]]) -> None:
     """Compares what `prepare` counted while it made the admission notes, and what each task then left out."""
     paper = config.mode == "paper"
     shared = named(f"{release}_admission", config.mode)
-    counted = flow.get(shared)
+    counted = told.get(shared)
     if counted is None:
         ledger.fail("cohort", shared, "flow.json does not have it; run `jaxlora prepare` with this config")
         return
     if answers:
-        for what, expected in answers.notes[config.mode].items():
+        for what, expected in flow.ordered(answers.notes[config.mode]):
             ledger.compare("cohort", f"{shared}: {what}", counted.get(what, 0), expected)
         return
-    for what, count in counted.items():
+    for what, count in flow.ordered(counted):
         expected = published.FLOW[""].get(what) if release == "mimic3" else None
         ledger.published("cohort", f"{shared}: {what}", count, expected, "" if paper else CORRECT)
     for name, figures in published.FLOW.items() if release == "mimic3" else ():
         dataset = f"{release}_admission/{named(name, config.mode)}"
-        for what, expected in figures.items() if dataset in flow else ():
-            found = flow[dataset].get(what, 0)
+        for what, expected in figures.items() if dataset in told else ():
+            found = told[dataset].get(what, 0)
             ledger.published("cohort", f"{dataset}: {what}", found, expected, "" if paper else CORRECT)
 
 
@@ -80,23 +80,23 @@ def _corpus(
     config,
     release: str,
     answers: Answers | None,
-    flow: dict[str, dict[str, int]],
+    told: dict[str, dict[str, int]],
     parts: Sequence[Part],
 ) -> None:
     """Compares the notes of a corpus with the answer key, or with what `prepare` counted on the way."""
     name = f"clinical_corpus/{named(release, config.mode)}"
     size = sum(len(part.ids) for part in parts if part.dataset == name)
-    if not size or name not in flow:
+    if not size or name not in told:
         ledger.fail("corpus", name, "not prepared; run `jaxlora prepare` with this config")
         return
-    counted = flow[name]
-    told = dict(answers.corpus) if answers else {}
+    counted = told[name]
+    expected = dict(answers.corpus) if answers else {}
     if config.mode == "paper":  # every note is kept, whatever is the matter with it
-        told = {what: count for what, count in told.items() if what == "notes: read"}
+        expected = {what: count for what, count in expected.items() if what == "notes: read"}
     elif not config.corpus.dedupe:
-        told.pop("notes: the same text again", None)
-    for what, expected in told.items():
-        ledger.compare("corpus", f"{name}: {what}", counted.get(what, 0), expected)
+        expected.pop("notes: the same text again", None)
+    for what, count in flow.ordered(expected):
+        ledger.compare("corpus", f"{name}: {what}", counted.get(what, 0), count)
     left_out = sum(count for what, count in counted.items() if what.startswith("notes: ") and what != "notes: read")
     ledger.compare("corpus", f"{name}: notes read less those left out", size, counted["notes: read"] - left_out)
 

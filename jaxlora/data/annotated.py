@@ -22,8 +22,8 @@ from jaxlora.errors import UserError
 
 Entity = tuple[int, int, str]
 
-_BRAT = re.compile(r"T\d+\t(\S+) (\d+ \d+(?:;\d+ \d+)*)\t(.+)")
-_CONCEPT = re.compile(r'c="(.*)" (\d+):(\d+) (\d+):(\d+)\|\|t="([^"]+)"')
+_BRAT = re.compile(r"T\d+\t(\S+) (\d{1,9} \d{1,9}(?:;\d{1,9} \d{1,9})*)\t(.+)")
+_CONCEPT = re.compile(r'c="(.*)" (\d{1,9}):(\d{1,9}) (\d{1,9}):(\d{1,9})\|\|t="([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ def _concept(note: _Note, line: str) -> Entity:
 def _check(found: str, told: str) -> None:
     if found.split() != told.split():
         raise ValueError("the annotation's text is not what the note has there; copy the two files from one place")
+    if not told.split():
+        raise ValueError("an annotation of blanks alone; correct its offsets, or remove it")
 
 
 def _stripped(text: str, start: int, end: int, label: str) -> Entity:
@@ -151,14 +153,14 @@ def _stripped(text: str, start: int, end: int, label: str) -> Entity:
 
 
 def read_text(path: Path) -> str:
-    """Returns a file's text, line breaks as they are: offsets count them.
+    """Returns a file's text, line breaks as they are: offsets count them, but not a byte-order mark.
 
     Raises:
       UserError: it is not UTF-8.
     """
     content = path.read_bytes()
     try:
-        return content.decode()
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
+        number = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {number}: not valid UTF-8; save the file in UTF-8") from None

@@ -5,6 +5,7 @@ A pickle can run code, so this one is read by an unpickler that makes containers
 
 import io
 import pickle
+import re
 import struct
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from jaxlora.data import mimic
 from jaxlora.errors import UserError
 
 _SPLITS = {"train": "train", "val": "validation", "dev": "validation", "validation": "validation", "test": "test"}
+_IDENTIFIER = re.compile(r"[0-9]{1,18}")
 _LARGEST = 64 * 2**20  # bytes; the published file has 7,079 entries
 
 
@@ -31,12 +33,18 @@ def read(path: str | Path) -> list[Labelled]:
     """Returns the entries of `pmv_labels.pkl`, `{HADM_ID: (label, ..., split)}`, in their order.
 
     Raises:
-      UserError: the file is missing, is no such pickle, or an entry has another label or split.
+      UserError: the file is missing, is no such pickle, or an entry has another label or split or comes twice.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; set beep to BEEP's pmv_labels.pkl")
-    return [_entry(path, number, *item) for number, item in enumerate(_load(path).items(), start=1)]
+    result: dict[str, Labelled] = {}
+    for number, item in enumerate(dict.items(_load(path)), start=1):
+        entry = _entry(path, number, *item)
+        if entry.admission in result:  # the keys 1 and "1"
+            raise UserError(f"{path}, entry {number}: an earlier entry has its HADM_ID; download the file again")
+        result[entry.admission] = entry
+    return list(result.values())
 
 
 def _load(path: Path) -> dict[Any, Any]:
@@ -61,9 +69,12 @@ def _entry(path: Path, number: int, admission: Any, value: Any) -> Labelled:
         raise UserError(f"{where}: the label is neither 0 nor 1; download the file again")
     if not isinstance(split, str) or split not in _SPLITS:
         raise UserError(f"{where}: the split is none of train, val and test; download the file again")
-    if not isinstance(admission, int | float | str):
+    # Python refuses to write numbers of thousands of digits.
+    known = isinstance(admission, float | str) or isinstance(admission, int) and abs(admission) < 10**18
+    id = mimic.identifier(str(admission)) if known else ""
+    if not _IDENTIFIER.fullmatch(id):
         raise UserError(f"{where}: the key is not a HADM_ID; download the file again")
-    return Labelled(mimic.identifier(str(admission)), int(label), _SPLITS[split])
+    return Labelled(id, int(label), _SPLITS[split])
 
 
 class _Dtype:
@@ -99,6 +110,16 @@ _ALLOWED = {
 
 # The unpickler in Python keeps its memo in a dictionary; the one in C would allocate whatever index a file names.
 class _Unpickler(pickle._Unpickler):
+    dispatch = dict(pickle._Unpickler.dispatch)
+
+    def _build(self) -> None:
+        """Gives an object its state: only the type of a NumPy scalar has one. A function could be given others."""
+        if type(self.stack[-2]) is not _Dtype:
+            raise pickle.UnpicklingError("a state that no label file needs")
+        self.load_build()
+
+    dispatch[pickle.BUILD[0]] = _build
+
     def find_class(self, module: str, name: str) -> Any:
         module = "builtins" if module == "__builtin__" else module
         if (module, name) not in _ALLOWED:

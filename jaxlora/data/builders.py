@@ -80,6 +80,11 @@ class NotesBuilder(FileReaderBuilder, skip_registration=True):
         """
         raise UserError(f"{self.name}: made from your own tables; name them in a config and run `jaxlora prepare`")
 
+    @files.private()
+    def download_and_prepare(self, **kwargs: Any) -> None:
+        """Writes the dataset as TFDS does, readable by its owner only."""
+        super().download_and_prepare(**kwargs)
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,

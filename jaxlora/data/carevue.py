@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from jaxlora.data import tables
-from jaxlora.data.mimic import Ventilation, identifier, moment
+from jaxlora.data.mimic import Ventilation, identifier, moment, optional
 
 GAP = timedelta(hours=8)
 _EPOCH = datetime(1800, 1, 1)
@@ -49,12 +49,12 @@ def episodes(path: Path) -> Iterator[Ventilation]:
     columns = ("HADM_ID", "ICUSTAY_ID", "ITEMID", "CHARTTIME", "VALUE", "ERROR")
     charted: dict[tuple[str, str], array] = {}  # admission, stay -> eight times the second, plus what it tells
     for number, row in tables.rows(path, columns, keep={"ITEMID": _ITEMS}):
-        if not row["HADM_ID"] or not row["ICUSTAY_ID"] or identifier(row["ERROR"] or "") == "1":
+        key = (optional(row["HADM_ID"]), optional(row["ICUSTAY_ID"]))
+        if None in key or identifier(row["ERROR"] or "") == "1":
             continue
         meaning = _meaning(identifier(row["ITEMID"] or ""), row["VALUE"])
         if meaning:
             second = round((moment(path, row, "CHARTTIME", number) - _EPOCH).total_seconds())
-            key = (identifier(row["HADM_ID"]), identifier(row["ICUSTAY_ID"]))
             charted.setdefault(key, array("q")).append(second * 8 + meaning)
     for (admission, stay), events in charted.items():
         for start, end in _episodes(events):

@@ -51,10 +51,10 @@ def recipe(corpus, mode: str) -> Recipe:
       UserError: a field has no such value, or the file of `corpus.exclude` holds something else than hashes.
     """
     if mode == "paper":
-        return replace(PUBLISHED, exclude=_excluded(corpus.exclude))
+        return replace(PUBLISHED, exclude=excluded(corpus.exclude))
     one_of("config.corpus.deid", corpus.deid, TREATMENTS)
     by_note = one_of("config.corpus.split", corpus.split, ("patient", "note")) == "note"
-    return Recipe(corpus.deid, corpus.join_lines, corpus.dedupe, by_note, False, _excluded(corpus.exclude))
+    return Recipe(corpus.deid, corpus.join_lines, corpus.dedupe, by_note, False, excluded(corpus.exclude))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,12 @@ def _unusable(note, recipe: Recipe) -> str | None:
     return "no patient" if note.patient is None else None
 
 
-def _excluded(path: str) -> frozenset[str]:
+def excluded(path: str) -> frozenset[str]:
+    """Returns the hashes of a file such as `audit` writes, one a line; none for "".
+
+    Raises:
+      UserError: there is no such file, or it holds something else.
+    """
     if not path:
         return frozenset()
     if not Path(path).is_file():

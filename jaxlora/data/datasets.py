@@ -61,10 +61,21 @@ class Recipes:
 
     def works(self) -> Iterator[tuple[type[NotesBuilder], str, Callable[[], Work]]]:
         """Yields builder, name and maker of every dataset that can be made of the release."""
-        mode = self.config.mode
-        for name in tasks.available(self.release, self.config):
-            yield self.admissions, named(name, mode), lambda name=name: self.task(name)
+        mode, last = self.config.mode, "pmv"  # of few patients: where there is none to test on, all the others are made
+        made = {name: partial(self.task, name) for name in tasks.available(self.release, self.config)}
+        for name in made:
+            if name != last:
+                yield self.admissions, named(name, mode), made[name]
         yield ClinicalCorpus, named(self.release.name, mode), self.corpus
+        if last in made:
+            yield self.admissions, named(last, mode), made[last]
+
+    def missing(self) -> Iterator[tuple[str, str]]:
+        """Yields the name of every dataset that cannot be made of the release, and what it needs."""
+        for name in tasks.TASKS[self.release.name]:
+            lacking = tasks.missing(self.release, self.config, name)
+            if lacking:
+                yield f"{self.admissions.name}/{named(name, self.config.mode)}", lacking
 
     def task(self, name: str) -> Work:
         """Returns one outcome task, by its name in `tasks.TASKS`."""

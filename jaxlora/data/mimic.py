@@ -17,6 +17,7 @@ from jaxlora.errors import UserError
 # Dates are shifted, by patient, to 2100-2200, and a patient's later admissions run on beyond; the birth of a patient
 # over 89 lies 300 years before the first admission.
 YEARS = range(1800, 2300)
+_CODE = re.compile(r"[A-Za-z0-9]+")
 _FOLDERS = re.compile(r"hosp|icu|note|\d+(\.\d+)*", re.IGNORECASE)
 
 
@@ -94,8 +95,8 @@ class Release(Protocol):
     def codes(self, kind: str) -> Iterator[tuple[str, str, str]]:
         """Yields (admission, ICD code without its dot, "9" or "10") of "diagnoses" or "procedures", in file order."""
 
-    def adults(self, admissions: Mapping[str, Admission]) -> set[str]:
-        """Returns the admissions of patients who were 18 or older when admitted."""
+    def adults(self, admissions: Mapping[str, Admission]) -> dict[str, bool]:
+        """Returns whether the patient was 18 or older when admitted, for the admissions of known patients."""
 
     def ventilations(self) -> Iterator[Ventilation] | None:
         """Yields the spans on a ventilator; None when the tables that tell them are not there."""
@@ -128,12 +129,13 @@ def search(folder: str | Path, name: str, field: str) -> Path | None:
     level = [folder]
     for _ in range(3):
         entries = [entry for place in level for entry in _entries(place)]
-        for suffix in (".csv", ".csv.gz"):
-            matches = [path for path in entries if path.name.lower() == name.lower() + suffix and path.is_file()]
-            if len(matches) > 1:
-                raise UserError(f"{folder}: {len(matches)} files of the table {name}; set {field} to one version")
-            if matches:
-                return matches[0]
+        names = (f"{name}.csv".lower(), f"{name}.csv.gz".lower())
+        matches = [path for path in entries if path.name.lower() in names and path.is_file()]
+        if len(matches) > 1:
+            remedy = f"set {field} to one version, or keep one of them"
+            raise UserError(f"{folder}: {len(matches)} files of the table {name}; {remedy}")
+        if matches:
+            return matches[0]
         level = [path for path in entries if _FOLDERS.fullmatch(path.name) and path.is_dir()]
     return None
 
@@ -151,8 +153,8 @@ def identifier(cell: str) -> str:
 
 
 def optional(cell: str | None) -> str | None:
-    """Returns an identifier, or None for an empty cell."""
-    return identifier(cell) if cell else None
+    """Returns an identifier, or None for an empty or blank cell."""
+    return identifier(cell or "") or None
 
 
 def admission(path: Path, row: tables.Row, number: int, names: tuple[str, str, str, str, str, str]) -> tuple:
@@ -185,22 +187,46 @@ def order(path: Path, row: tables.Row, number: int, date: str, id: str) -> tuple
     """Returns what a summary is ordered by: its date, and its number in the table or else that of its row.
 
     Raises:
-      UserError: the date is not a time.
+      UserError: the date is not a time, or the number too long.
     """
     if row[date] is not None:
         moment(path, row, date, number)
-    return row[date] or "", int(row[id]) if (row[id] or "").isdecimal() else number
+    return row[date] or "", whole(path, row, id, number) if (row[id] or "").isdecimal() else number
 
 
 def required(path: Path, row: tables.Row, column: str, number: int) -> str:
     """Returns a cell.
 
     Raises:
-      UserError: it is empty.
+      UserError: it is empty or blank.
     """
-    if row[column] is None:
+    if optional(row[column]) is None:
         raise UserError(f"{tables.where(path, column, number)}: empty; copy the table again")
     return row[column]
+
+
+def whole(path: Path, row: tables.Row, column: str, number: int) -> int:
+    """Returns the whole number in a cell.
+
+    Raises:
+      UserError: the cell is empty, or not a number of 18 digits at most.
+    """
+    value = identifier(required(path, row, column, number))
+    if not value.isdecimal() or len(value) > 18:
+        raise UserError(f"{tables.where(path, column, number)}: not a whole number; copy the table again")
+    return int(value)
+
+
+def code(path: Path, row: tables.Row, column: str, number: int) -> str | None:
+    """Returns an ICD code without its dot, or None for an empty cell.
+
+    Raises:
+      UserError: it has something else than letters and digits; what it has could become the name of a label.
+    """
+    found = (row[column] or "").strip().replace(".", "", 1)
+    if found and not _CODE.fullmatch(found):
+        raise UserError(f"{tables.where(path, column, number)}: not an ICD code; copy the table again")
+    return found or None
 
 
 def flag(path: Path, row: tables.Row, column: str, number: int) -> bool:

@@ -59,7 +59,7 @@ class Mimic3:
         columns = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
         for number, row in tables.rows(self.table("NOTEEVENTS"), columns):
             yield Note(
-                row["ROW_ID"] or str(number),
+                optional(row["ROW_ID"]) or str(number),
                 optional(row["SUBJECT_ID"]),
                 optional(row["HADM_ID"]),
                 (row["CATEGORY"] or "").strip(),
@@ -68,23 +68,28 @@ class Mimic3:
             )
 
     def codes(self, kind: str) -> Iterator[tuple[str, str, str]]:
-        """Yields (admission, ICD-9 code, "9") of "diagnoses" or "procedures", in file order, zeros kept."""
-        for _, row in tables.rows(self.table(_CODES[kind]), ("HADM_ID", "ICD9_CODE")):
-            if row["HADM_ID"] and row["ICD9_CODE"]:
-                yield identifier(row["HADM_ID"]), row["ICD9_CODE"].strip(), "9"
+        """Yields (admission, ICD-9 code, "9") of "diagnoses" or "procedures", in file order, zeros kept.
 
-    def adults(self, admissions: Mapping[str, Admission]) -> set[str]:
-        """Returns the admissions of patients who were 18 or older, by the date of birth in PATIENTS."""
+        Raises:
+          UserError: the table is missing or malformed, or a code is none.
+        """
+        path = self.table(_CODES[kind])
+        for number, row in tables.rows(path, ("HADM_ID", "ICD9_CODE")):
+            admission, code = optional(row["HADM_ID"]), mimic.code(path, row, "ICD9_CODE", number)
+            if admission and code:
+                yield admission, code, "9"
+
+    def adults(self, admissions: Mapping[str, Admission]) -> dict[str, bool]:
+        """Returns whether the patient was 18 or older, by the date of birth in PATIENTS; none for one it lacks."""
         path = self.table("PATIENTS")
         birthdays = {}
         for number, row in tables.rows(path, ("SUBJECT_ID", "DOB")):
             born = moment(path, row, "DOB", number)
             birthdays[identifier(required(path, row, "SUBJECT_ID", number))] = (born.year + 18, born.month, born.day)
-        never = (mimic.YEARS.stop, 1, 1)
         return {
-            id
+            id: birthdays[admission.patient] <= admission.admitted.timetuple()[:3]
             for id, admission in admissions.items()
-            if birthdays.get(admission.patient, never) <= admission.admitted.timetuple()[:3]
+            if admission.patient in birthdays
         }
 
     def ventilations(self) -> Iterator[Ventilation] | None:
@@ -101,9 +106,10 @@ class Mimic3:
     def _ventilations(self, procedures: Path, charts: Path | None) -> Iterator[Ventilation]:
         columns = ("HADM_ID", "ICUSTAY_ID", "STARTTIME", "ENDTIME", "ITEMID", "CANCELREASON")
         for number, row in tables.rows(procedures, columns, keep={"ITEMID": (INVASIVE_VENTILATION,)}):
-            if row["HADM_ID"] and identifier(row["CANCELREASON"] or "0") == "0":
+            admission = optional(row["HADM_ID"])
+            if admission and (optional(row["CANCELREASON"]) or "0") == "0":
                 start, end = (moment(procedures, row, column, number) for column in ("STARTTIME", "ENDTIME"))
-                yield Ventilation(identifier(row["HADM_ID"]), optional(row["ICUSTAY_ID"]) or "", start, end)
+                yield Ventilation(admission, optional(row["ICUSTAY_ID"]) or "", start, end)
         if charts is not None:
             yield from carevue.episodes(charts)
 

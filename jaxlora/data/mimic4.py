@@ -67,14 +67,14 @@ class Mimic4:
         for name in ("discharge", "radiology"):
             path = self.table(name)
             for number, row in tables.rows(path, ("note_id", "subject_id", "hadm_id", "text")):
-                id = row["note_id"] or f"{name}-{number}"
+                id = optional(row["note_id"]) or f"{name}-{number}"
                 yield Note(id, optional(row["subject_id"]), optional(row["hadm_id"]), name, row["text"], False)
 
     def codes(self, kind: str) -> Iterator[tuple[str, str, str]]:
         """Yields (admission, code, "9" or "10") of "diagnoses" or "procedures", in file order, zeros kept.
 
         Raises:
-          UserError: an icd_version is neither 9 nor 10.
+          UserError: an icd_version is neither 9 nor 10, or a code is none.
         """
         path = self.table(_CODES[kind])
         for number, row in tables.rows(path, ("hadm_id", "icd_code", "icd_version")):
@@ -82,20 +82,22 @@ class Mimic4:
             if version not in ("9", "10"):
                 where = tables.where(path, "icd_version", number)
                 raise UserError(f"{where}: neither 9 nor 10; copy the table again")
-            if row["hadm_id"] and row["icd_code"]:
-                yield identifier(row["hadm_id"]), row["icd_code"].strip(), version
+            admission, code = optional(row["hadm_id"]), mimic.code(path, row, "icd_code", number)
+            if admission and code:
+                yield admission, code, version
 
-    def adults(self, admissions: Mapping[str, Admission]) -> set[str]:
-        """Returns the admissions of patients who were 18 or older, by the age in their anchor year in patients."""
+    def adults(self, admissions: Mapping[str, Admission]) -> dict[str, bool]:
+        """Returns whether the patient was 18 or older, by the age in the anchor year in patients; none for one it
+        lacks."""
         path = self.table("patients")
         born = {}
         for number, row in tables.rows(path, ("subject_id", "anchor_age", "anchor_year")):
-            age, year = (_whole(path, row, column, number) for column in ("anchor_age", "anchor_year"))
+            age, year = (mimic.whole(path, row, column, number) for column in ("anchor_age", "anchor_year"))
             born[identifier(required(path, row, "subject_id", number))] = year - age
         return {
-            id
+            id: admission.admitted.year - born[admission.patient] >= 18
             for id, admission in admissions.items()
-            if admission.admitted.year - born.get(admission.patient, mimic.YEARS.stop) >= 18
+            if admission.patient in born
         }
 
     def ventilations(self) -> Iterator[Ventilation] | None:
@@ -106,13 +108,7 @@ class Mimic4:
     def _ventilations(self, path: Path) -> Iterator[Ventilation]:
         columns = ("hadm_id", "stay_id", "starttime", "endtime", "itemid")
         for number, row in tables.rows(path, columns, keep={"itemid": (INVASIVE_VENTILATION,)}):
-            if row["hadm_id"]:
+            admission = optional(row["hadm_id"])
+            if admission:
                 start, end = (moment(path, row, column, number) for column in ("starttime", "endtime"))
-                yield Ventilation(identifier(row["hadm_id"]), optional(row["stay_id"]) or "", start, end)
-
-
-def _whole(path: Path, row: tables.Row, column: str, number: int) -> int:
-    value = identifier(required(path, row, column, number))
-    if not value.isdecimal():
-        raise UserError(f"{tables.where(path, column, number)}: not a whole number; copy the table again")
-    return int(value)
+                yield Ventilation(admission, optional(row["stay_id"]) or "", start, end)

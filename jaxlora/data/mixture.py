@@ -7,6 +7,8 @@ import numpy as np
 from jaxlora.data.tokens import TokenizedNotes
 from jaxlora.errors import UserError
 
+_MOST = 1000  # times that an epoch may see a note
+
 
 def mix(corpora: Sequence[TokenizedNotes], weights: Sequence[float], seed: int) -> TokenizedNotes:
     """Returns the notes of several tokenized corpora, to be packed and shuffled as one.
@@ -16,22 +18,26 @@ def mix(corpora: Sequence[TokenizedNotes], weights: Sequence[float], seed: int) 
 
     Args:
       corpora: without labels.
-      weights: one for each, above 0.
+      weights: one for each, above 0 and up to 1,000.
       seed: of the choice.
 
     Raises:
-      UserError: a weight is not above 0.
+      UserError: a weight is not above 0 or too large, or the weights leave no note.
     """
     parts = []
     for number, (corpus, weight) in enumerate(zip(corpora, weights, strict=True)):
         if not weight > 0:
             raise UserError(f"config.data.mix: the weight {weight} of a corpus is not above 0; leave it out instead")
+        if weight > _MOST:
+            raise UserError(f"config.data.mix: the weight {weight} of a corpus is above {_MOST:,}; give a smaller one")
         rng = np.random.default_rng((seed, number))
         count = len(corpus.ids)
         whole, rest = divmod(weight, 1)
         chosen = np.sort(rng.permutation(count)[: round(rest * count)])
         parts += [corpus] * int(whole)
         parts += [_subset(corpus, chosen)] if len(chosen) else []
+    if not parts:
+        raise UserError("config.data.mix: the weights leave no note of any corpus; give larger ones")
     first = np.cumsum([0] + [len(part.ids) for part in parts])
     lengths = np.concatenate([part.lengths for part in parts])
     return TokenizedNotes(

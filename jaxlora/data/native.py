@@ -31,7 +31,7 @@ FORMATS = {
 def read(name: str, dataset, split, key: bytes) -> tuple[Task, Iterator[Example]]:
     """Reads one dataset of `config.datasets` that says its `format`.
 
-    Everything is read and checked once here, and again at every iteration over the examples.
+    Everything is read and checked once here, and again while the examples are.
 
     Args:
       name: its name.

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections import Counter
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxlora import files
-from jaxlora.data import builders, datasets, generic, native
+from jaxlora.data import builders, corpus, datasets, flow, generic, native
 from jaxlora.data.builders import ClinicalNotes, NotesBuilder, Work
-from jaxlora.data.examples import MODES, SPLITS, check_shares, load_key
+from jaxlora.data.examples import MODES, SPLITS, check_shares, load_key, named, unnamed
 from jaxlora.errors import UserError, one_of
 from jaxlora.workers import cores
 
@@ -35,64 +35,80 @@ def prepare(config, out_dir: str | Path) -> None:
         )
     check_shares(config.split)
     one_of("config.mode", config.mode, MODES)
-    key = load_key(out_dir)
-    for name, dataset in config.datasets.items():
-        _own(config, out_dir, name, dataset, key)
-    for made in datasets.recipes(config, key, workers=cores()):
-        _release(made, out_dir)
+    corpus.recipe(config.corpus, config.mode)  # what is wrong with it is said before hours of work
+    Path(out_dir).mkdir(parents=True, exist_ok=True)
+    with files.locked(Path(out_dir) / ".lock", "another `jaxlora prepare` is writing there; wait for it to end"):
+        flow.read(out_dir)  # a damaged one is told before anything is replaced
+        key = load_key(out_dir)
+        for name, dataset in config.datasets.items():
+            _own(config, out_dir, name, dataset, key)
+        for made in datasets.recipes(config, key, workers=cores()):
+            _release(made, out_dir)
 
 
 def _own(config, out_dir: str | Path, name: str, dataset, key: bytes) -> None:
     described = dataset.to_dict()
     paths = [table["path"] for table in described["tables"].values()] if "tables" in described else []
     paths += [described[split] for split in SPLITS if described.get(split)]
-    source = _source(paths, name, described, config.split.to_dict(), key.hex())
-    if _present(out_dir, ClinicalNotes, name, source):
-        return
-    read = native.read if "format" in dataset else generic.read
-    _build(out_dir, ClinicalNotes, Work(*read(name, dataset, config.split, key), workers=cores(), source=source))
+    source = _source(out_dir, paths, name, described, config.split.to_dict(), key.hex())
+    if not _present(out_dir, name, source):
+        read = native.read if "format" in dataset else generic.read
+        work = Work(*read(name, dataset, config.split, key), workers=cores(), source=source)
+        flow.add(out_dir, {name: _build(out_dir, ClinicalNotes, work)})
 
 
 def _release(made: datasets.Recipes, out_dir: str | Path) -> None:
-    config = made.config
-    folders = [config.mimic3] if made.release.name == "mimic3" else [config.mimic4, config.mimic4_note]
-    described = {name: config[name] for name in ("mode", "split", "corpus")}
-    paths = [*folders, config.core_splits, config.beep, config.gem, config.corpus.exclude]
-    source = _source(paths, str(described), made.key.hex())
+    config, release = made.config, made.release.name
+    named_in = [config.mimic3] if release == "mimic3" else [config.mimic4, config.mimic4_note]
+    folders = [
+        os.path.dirname(path) if os.path.isfile(path) else path for path in named_in
+    ]  # a table stands for its own
+    common = (config.mode, config.split.to_dict(), made.key.hex())
+    lists = [config.core_splits, config.beep, config.gem, config.gem_procedures]
+    of_tasks = _source(out_dir, [*folders, *lists], *common)
+    of_corpus = _source(out_dir, [*folders, *lists, config.corpus.exclude], config.corpus.to_dict(), *common)
     for builder, name, make in made.works():
-        if _present(out_dir, builder, name, source):
-            continue
-        work = make()
-        work.source = source
-        _build(out_dir, builder, work)
         full = f"{builder.name}/{name}"
-        made.flow[full].update(dict(sorted(work.dropped.items())))
-        made.flow[full].update({f"examples: {s}": count for s, count in builders.load(out_dir, full).splits.items()})
-        _write_flow(Path(out_dir), made.flow)
+        source = of_corpus if builder is datasets.ClinicalCorpus else of_tasks
+        if not _present(out_dir, full, source):
+            work = make()
+            work.source = source
+            made.flow[full].update(_build(out_dir, builder, work))
+            flow.add(out_dir, made.flow)
+    for name, lacking in made.missing():
+        print(f"{name}: not made; it needs {lacking}")
 
 
-def _present(out_dir: str | Path, builder: type[NotesBuilder], name: str, source: str) -> bool:
-    """Returns whether a dataset is there that `source` would make once more, and says so."""
-    full = builders.short(builder.name, name)
-    if builders.source_of(out_dir, full) != source:
+def _present(out_dir: str | Path, name: str, source: str) -> bool:
+    """Returns whether a dataset is there, and its flow, that `source` would make once more, and says so."""
+    told = flow.read(out_dir)
+    shared = named(name.partition("/")[0], unnamed(name)[1])  # of the outcome tasks of a release
+    if name not in told or ("_admission/" in name and shared not in told):
         return False
-    print(f"{full}: unchanged")
+    if builders.source_of(out_dir, name) != source:
+        return False
+    print(f"{name}: unchanged")
     return True
 
 
-def _build(out_dir: str | Path, builder: type[NotesBuilder], work: Work) -> None:
+def _build(out_dir: str | Path, builder: type[NotesBuilder], work: Work) -> dict[str, int]:
+    """Builds one dataset, prints what it is, and returns what was counted while it was written."""
     builders.build(out_dir, work, builder)
     task, full = work.task, builders.short(builder.name, work.task.name)
     splits = builders.load(out_dir, full).splits
     sizes = ", ".join(f"{size:,} {split}" for split, size in splits.items())
     print(f"{full}: {task.kind}, {sizes}" + (f", {len(task.labels)} labels" if task.labels else ""))
+    return dict(work.dropped) | {f"examples: {split}": size for split, size in splits.items()}
 
 
-def _source(paths: Iterable[str], *parts) -> str:
-    """Returns a digest of the files under some paths (by name, size and time), of `parts`, and of the recipes here."""
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
-    for root in (Path(path) for path in paths if path):
-        for path in [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file()):
+def _source(out_dir: str | Path, paths: Iterable[str], *parts) -> str:
+    """Returns a digest of the files under some paths (by name, size and time), of `parts`, and of the recipes here.
+
+    What lies in `out_dir` is left out, which may lie among the tables.
+    """
+    digest, own = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()), Path(out_dir).resolve()
+    for path in sorted({found for root in paths if root for found in _files(Path(root))}):
+        if own not in path.resolve().parents:
             state = path.stat()
             digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -100,25 +116,9 @@ def _source(paths: Iterable[str], *parts) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_flow(out_dir: Path, flow: dict[str, Counter[str]]) -> None:
-    """Writes what was counted, over what an earlier run counted of the same datasets."""
-    path = out_dir / "flow.json"
-    known = files.read_json_object(path, "delete it, and prepare again") if path.exists() else {}
-    known |= flow
-    files.write_json(path, known)
-    files.write(out_dir / "flow.md", "\n".join(_markdown(known)) + "\n")
-
-
-def _markdown(flow: dict[str, dict[str, int]]) -> Iterator[str]:
-    """The way of the notes and admissions, as a CONSORT diagram has it: in, out and why, what is left and where it is.
-
-    What the datasets of a builder share stands under the builder's name.
-    """
-    yield "# Flow"
-    for name, counts in flow.items():
-        yield from ("", f"## {name}", "", "| | count |", "|---|---:|")
-        places = {"read": 0, "kept": 2, **dict.fromkeys(SPLITS, 3)}
-        for what, count in sorted(counts.items(), key=lambda item: places.get(item[0].partition(": ")[2], 1)):
-            of, _, reason = what.partition(": ")
-            out = places.get(reason, 1) == 1
-            yield f"| {'&nbsp;&nbsp;− ' if out else ''}{of}: {reason} | {count:,} |"
+def _files(root: Path) -> Iterator[Path]:
+    """Yields a file, or the files under a folder, links followed."""
+    if root.is_file():
+        yield root
+    for folder, _, names in os.walk(root, followlinks=True):
+        yield from (Path(folder) / name for name in names if (Path(folder) / name).is_file())

@@ -7,6 +7,7 @@ hypothesis.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from jaxlora.data import tables
 from jaxlora.data.annotated import Record, read_text
 from jaxlora.errors import UserError
+
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a pair, which JSON may escape alone and UTF-8 cannot hold
 
 
 def radqa(path: Path) -> Iterator[Record]:
@@ -31,13 +34,14 @@ def radqa(path: Path) -> Iterator[Record]:
     for entry, article in enumerate(_field(content, "data", list, str(path)), 1):
         for number, paragraph in enumerate(_field(article, "paragraphs", list, f"{path}, entry {entry}"), 1):
             where = f"{path}, entry {entry}, paragraph {number}"
-            context = _field(paragraph, "context", str, where)
+            context = _text(_field(paragraph, "context", str, where), where)
             for asked, question in enumerate(_field(paragraph, "qas", list, where), 1):
                 yield _question(question, context, f"{where}, question {asked}", str(entry))
 
 
 def _question(question: Any, context: str, where: str, entry: str) -> Record:
-    text, id = _field(question, "question", str, where), _field(question, "id", (str, int), where)
+    text = _text(_field(question, "question", str, where), where)
+    id = _text(str(_field(question, "id", (str, int), where)), where)
     answers = _field(question, "answers", list, where)
     if bool(answers) == question.get("is_impossible", not answers):
         raise UserError(f"{where}: is_impossible and answers disagree; correct one of them")
@@ -50,13 +54,19 @@ def _question(question: Any, context: str, where: str, entry: str) -> Record:
         regions.append((begin + start, begin + start + len(words)))
     if not text.strip() or not context.strip():
         raise UserError(f"{where}: the question or its context is empty; correct it")
-    return Record(where, str(id), entry, f"{text}\n{context}", np.asarray(regions, np.int64))
+    return Record(where, id, entry, f"{text}\n{context}", np.asarray(regions, np.int64))
 
 
 def _field(value: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
     if not isinstance(value, dict) or not isinstance(value.get(name), kind):
         raise UserError(f"{where}: no field {name!r}, or one of another type; is this a file of RadQA?")
     return value[name]
+
+
+def _text(value: str, where: str) -> str:
+    if _SURROGATE.search(value):
+        raise UserError(f"{where}: half of a surrogate pair, which is no character; copy the file again")
+    return value
 
 
 def mednli(path: Path) -> Iterator[Record]:

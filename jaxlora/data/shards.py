@@ -11,6 +11,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxlora import files
 from jaxlora.data.examples import Example
+from jaxlora.errors import UserError
 
 CHUNK = 32 * 2**20  # characters: large enough for a bucket, and enough shards for the hosts of a pod
 _TEXTS = ("id", "patient", "text")
@@ -81,6 +83,10 @@ def write(
                     waiting[-workers - 1].result()
                 done.append(pool.submit(_write_chunk, *arguments))
         results = [part.result() if isinstance(part, Future) else part for part in done]
+    except BrokenProcessPool:
+        raise UserError(
+            f"{folder}: a process that wrote there was killed, perhaps for want of memory; run it again, it goes on"
+        ) from None
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
@@ -127,9 +133,10 @@ def _write_chunk(folder: Path, number: int, kind: str, chunk: list[Example], fin
                 writers[result.split] = ArrayRecordWriter(str(folder / f"{result.split}-{number:05d}"), _OPTIONS)
             writers[result.split].write(serialized(result, kind))
             splits[result.split] = splits.get(result.split, 0) + 1
-    finally:
         for writer in writers.values():
             writer.close()
+    except RuntimeError:  # which is how the writer says it
+        raise UserError(f"{folder}: the shards cannot be written; see whether the disk is full") from None
     result = {"splits": splits, "dropped": dict(dropped)}
     files.write_json(folder / _note(number), result)
     return result

@@ -3,9 +3,10 @@
 Identifiers and codes stay strings ("0066" is a procedure, 66 is not), column names are matched whatever their case
 (the MIMIC-III demo has lower-case headers, the full release upper-case ones), and no message ever quotes a cell.
 
-CSV is read by DuckDB in its strict mode. Measured on 3.7 GB of generated notes on two cores, Polars takes 3.4 s, DuckDB
-8, the standard library 25 (compressed: 4.5, 15 and 45), all within 450 MB; but Polars fills up a row that is cut short
-and says of a broken one neither which it is nor why, where DuckDB refuses both and counts to the row.
+CSV is read by Arrow, and from where Arrow gives up by the standard library, which is four times slower, and knows what
+is wrong and in which row. DuckDB and Polars were tried (docs/data.md has the figures): DuckDB begins in the middle of a
+file and guesses where a row begins, so that notes whose lines look like rows come out wrong or not at all; Polars takes
+a row that is cut short for a whole one.
 """
 
 import csv
@@ -13,26 +14,26 @@ import difflib
 import gzip
 import io
 import json
-import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
 import pyarrow.parquet as pq
 
 from jaxlora.errors import UserError, nearest
-from jaxlora.workers import cores
 
 Cell = str | list[str] | None
 Row = dict[str, Cell]
 Keep = Mapping[str, Collection[str]]
 
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
-_LONGEST_ROW = 4_000_000  # bytes; the longest note of MIMIC-III has 55,725 characters. DuckDB's buffers are 16 times it
-_BATCH = 1024
+_LONGEST_CELL = 64 * 2**20  # a quote that never closes would otherwise swallow the rest of the file into memory
+_ROWS = 1024
+_BLOCK = 2**23  # bytes; a longer row is left to the standard library
 
 
 def rows(path: str | Path, columns: Iterable[str], keep: Keep | None = None) -> Iterator[tuple[int, Row]]:
@@ -66,12 +67,7 @@ def count(path: str | Path) -> int:
     path = Path(path)
     _reader(path)
     header = _header(path)
-    query, values = _scan(path, header, "count(*)")
-    try:
-        with _connection() as connection:
-            return connection.execute(query, values).fetchone()[0]
-    except duckdb.Error as error:
-        raise _malformed(path, header, [0], str(error)) from None
+    return sum(len(numbers) for numbers, _ in _blocks(path, header, [0], {}))
 
 
 def where(path: str | Path, column: str, number: int) -> str:
@@ -95,44 +91,143 @@ def _reader(path: Path):
 def _csv(path: Path, columns: Sequence[str], keep: Keep) -> Iterator[tuple[int, list[Cell]]]:
     header = _header(path)
     indices = [_index(path, header, column, columns) for column in columns]
-    names = [header[i] for i in indices]
-    numbered, values = _scan(path, header, f"row_number() over () AS number, {', '.join(f'c{i}' for i in indices)}")
-    conditions = [f"c{indices[columns.index(column)]} IN (SELECT unnest(?::VARCHAR[]))" for column in keep]
-    query = f"SELECT * FROM ({numbered}) WHERE {' AND '.join(['true', *conditions])}"
+    names = _folded(header[i] for i in indices)
+    for numbers, cells in _blocks(path, header, indices, {columns.index(name): keep[name] for name in keep}):
+        for number, *record in zip(numbers, *cells, strict=True):
+            if record[0] and record[0].strip().casefold() == names[0] and _folded(record) == names:
+                raise UserError(f"{path}, row {number}: the header again; remove the line")
+            yield number, record
+
+
+def _blocks(path: Path, header: Sequence[str], indices: Sequence[int], keep: Mapping[int, Collection[str]]):
+    """Yields (row numbers, a list of cells for each of some columns) of a CSV file, block by block.
+
+    Args:
+      indices: of the columns in the header. keep: by place in `indices`, the cells that a row may have there.
+    """
+    done = 0
     try:
-        with _connection() as connection:
-            table = connection.sql(query, params=[*values, *(list(cells) for cells in keep.values())])
-            for batch in table.to_arrow_reader(_BATCH):
-                numbers, *cells = (column.to_pylist() for column in batch.columns)
-                for number, *record in zip(numbers, *cells, strict=True):
-                    if record[0] == names[0] and record == names:
-                        raise UserError(f"{path}, row {number}: the header again; remove the line")
-                    yield number, record
-    except (duckdb.Error, pa.ArrowException, OSError) as error:  # the last two are DuckDB's too, from a later batch
-        raise _malformed(path, header, indices, str(error)) from None
+        for first, batch in _arrow_blocks(path, header, indices):
+            yield _block(first, batch, keep)
+            done = first + len(batch) - 1
+        return
+    except (pa.ArrowException, OSError):
+        pass  # the standard library takes the rows from here on, and says what is the matter
+    block: list[tuple] = []
+    for number, record in _plain_csv(path, header):
+        if number > done:
+            cells = [_cell(record[i], path, header[i], number) for i in indices]
+            if all(cells[place] in allowed for place, allowed in keep.items()):
+                block.append((number, *cells))
+        if len(block) == _ROWS:
+            yield _columns(block)
+            block = []
+    if block:
+        yield _columns(block)
 
 
-def _connection() -> duckdb.DuckDBPyConnection:
-    return duckdb.connect(
-        config={
-            "threads": min(cores(), 4),
-            "memory_limit": "1GB",
-            "temp_directory": "",  # nothing of a table is ever spilled to the disk
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-        }
-    )
+def _columns(block: list[tuple]) -> tuple[Sequence[int], list[Sequence[Cell]]]:
+    numbers, *cells = zip(*block, strict=True)
+    return numbers, cells
 
 
-def _scan(path: Path, header: Sequence[str], selection: str) -> tuple[str, list[Any]]:
-    """Returns the query of `selection` over a CSV file, its columns called c0, c1, ... as text, and its parameters."""
-    exact = re.sub(r"([\[*?])", r"[\1]", str(path))  # DuckDB reads a pattern
-    compression = "gzip" if path.name.lower().endswith(".gz") else "none"
-    query = (
-        f"SELECT {selection} FROM read_csv(?, columns=?, auto_detect=false, header=true, delim=',', quote='\"', "
-        f"escape='\"', nullstr='', strict_mode=true, compression='{compression}', max_line_size={_LONGEST_ROW})"
-    )
-    return query, [exact, {f"c{i}": "VARCHAR" for i in range(len(header))}]
+def _block(first: int, batch: pa.RecordBatch, keep: Mapping[int, Collection[str]]):
+    numbers = pa.array(range(first, first + len(batch)))
+    for place, allowed in keep.items():
+        mask = pc.is_in(batch.column(place), pa.array(list(allowed), pa.string()))
+        batch, numbers = batch.filter(mask), numbers.filter(mask)
+    return numbers.to_pylist(), [column.to_pylist() for column in batch.columns]
+
+
+def _arrow_blocks(path: Path, header: Sequence[str], indices: Sequence[int]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yields (number of the first row, batch of text columns); raises ArrowInvalid or OSError for what it cannot read.
+
+    Arrow takes a quote that never closes for a cell to the end of the file: the quotes of the file are counted, and
+    the last batch, which would have that cell, is given when their number is even.
+    """
+    names = [f"c{i}" for i in range(len(header))]
+    with _Quotes(path) as file:
+        reader = arrow_csv.open_csv(
+            pa.PythonFile(file, "r"),
+            arrow_csv.ReadOptions(block_size=_BLOCK, column_names=names, use_threads=False),
+            arrow_csv.ParseOptions(newlines_in_values=True),
+            arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                include_columns=[names[i] for i in indices],
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+            ),
+        )
+        first, last = 0, None  # row 0 is the header
+        for batch in reader:
+            if last:
+                yield last
+            last = first, batch
+            if first == 0:
+                last = 1, batch.slice(1)
+            first += len(batch)
+        if file.count % 2:
+            raise pa.ArrowInvalid("a quote that never closes")
+        if last:
+            yield last
+
+
+class _Quotes:
+    """A file as `pa.PythonFile` reads it, decompressed, that counts its quotes."""
+
+    def __init__(self, path: Path):
+        compression = "gzip" if path.name.lower().endswith(".gz") else None
+        self.count, self.closed = 0, False
+        self._file = pa.input_stream(str(path), compression=compression)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.count += data.count(b'"')
+        return data
+
+    def close(self) -> None:
+        self.closed = True
+        self._file.close()
+
+    def __enter__(self) -> "_Quotes":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _folded(cells: Iterable[Cell]) -> list[str]:
+    return [(cell or "").strip().casefold() for cell in cells]
+
+
+def _plain_csv(path: Path, header: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yields (row number, cells) by the standard library, which has no block a long note could overflow, and knows the
+    row that it refuses."""
+    csv.field_size_limit(_LONGEST_CELL)
+    number = 0
+    with _open(path) as file:
+        # Bytes that are not UTF-8 become lone surrogates, which `_cell` finds with the row at hand.
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        try:
+            reader = csv.reader(text, strict=True)
+            next(reader)
+            for record in reader:
+                if not record:
+                    continue
+                number += 1
+                if len(record) != len(header):
+                    raise UserError(
+                        f"{path}, row {number}: {len(record)} cells where the header has {len(header)}; "
+                        "quote cells that hold commas, quotes or line breaks"
+                    )
+                yield number, record
+        except csv.Error:
+            raise UserError(
+                f"{path}, row {number + 1}: malformed CSV; quote the cell, double the quotes inside it, and close it"
+            ) from None
+        except (EOFError, OSError, zlib.error):
+            raise _damaged(path, number) from None
 
 
 def _header(path: Path) -> list[str]:
@@ -145,40 +240,10 @@ def _header(path: Path) -> list[str]:
         except csv.Error:
             raise UserError(f"{path}: its first row is no header; write the names of the columns there") from None
         except (EOFError, OSError, zlib.error):
-            raise _damaged(path) from None
+            raise _damaged(path, 0) from None
     if header is None:
         raise _empty(path)
     return header
-
-
-def _malformed(path: Path, header: Sequence[str], indices: Sequence[int], message: str) -> UserError:
-    """Returns what DuckDB said of a file without what it quoted of it."""
-    line = re.search(r"CSV Error on Line: (\d+)", message)
-    if line is None:
-        if "invalid state" in message:
-            return UserError(f"{path}: no CSV with line ends of one kind, \\n or \\r\\n; save it again")
-        return _damaged(path)
-    at = f"{path}, row {int(line[1]) - 1}"
-    cells = re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", message)
-    if cells:
-        found = f"{cells[2]} cells where the header has {cells[1]}"
-        return UserError(f"{at}: {found}; quote cells that hold commas, quotes or line breaks")
-    if "Invalid unicode" in message:
-        column = next((header[i] for i in indices if not _decodes(path, header, i)), header[indices[0]])
-        return UserError(f"{where(path, column, int(line[1]) - 1)}: not valid UTF-8; save the file in UTF-8")
-    if "Maximum line size" in message:
-        return UserError(f"{at}: longer than {_LONGEST_ROW / 1e6:.0f} MB; close its quote, or cut the row")
-    return UserError(f"{at}: malformed CSV; quote the cell, double the quotes inside it, and close it")
-
-
-def _decodes(path: Path, header: Sequence[str], index: int) -> bool:
-    query, values = _scan(path, header, f"sum(length(c{index}))")
-    try:
-        with _connection() as connection:
-            connection.execute(query, values).fetchall()
-    except duckdb.Error:
-        return False
-    return True
 
 
 def _json_lines(path: Path, columns: Sequence[str], keep: Keep) -> Iterator[tuple[int, list[Cell]]]:
@@ -195,13 +260,13 @@ def _json_lines(path: Path, columns: Sequence[str], keep: Keep) -> Iterator[tupl
                 cells = [record.get(name) for name in exact]
                 yield from _kept(path, columns, number, cells, keep)
         except (EOFError, OSError, zlib.error):
-            raise _damaged(path) from None
+            raise _damaged(path, number) from None
 
 
 def _record(path: Path, line: bytes, number: int) -> dict[str, Any]:
     try:
         record = json.loads(line, parse_int=str, parse_float=str)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}, row {number}: malformed JSON; write one object a line, in UTF-8") from None
     if not isinstance(record, dict):
         raise UserError(
@@ -216,12 +281,12 @@ def _parquet(path: Path, columns: Sequence[str], keep: Keep) -> Iterator[tuple[i
         with pq.ParquetFile(path) as file:
             header = file.schema_arrow.names
             exact = [header[_index(path, header, column, columns)] for column in columns]
-            for batch in file.iter_batches(batch_size=1024, columns=exact):
+            for batch in file.iter_batches(batch_size=_ROWS, columns=exact):
                 cells = [batch.column(name).to_pylist() for name in exact]
                 for record in zip(*cells, strict=True):
                     number += 1
                     yield from _kept(path, columns, number, record, keep)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError, OverflowError, LookupError):
         raise UserError(f"{path}: malformed Parquet after row {number}; write or copy the file again") from None
 
 
@@ -242,18 +307,18 @@ def _empty(path: Path) -> UserError:
     return UserError(f"{path}: the file is empty (0 bytes); write or copy it again")
 
 
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path}: the file cannot be read to its end; it is damaged or cut short, copy it again")
+def _damaged(path: Path, number: int) -> UserError:
+    return UserError(f"{path}: the file cannot be read after row {number}; it is damaged or cut short, copy it again")
 
 
 def _index(path: Path, header: Sequence[str], column: str, columns: Sequence[str]) -> int:
-    if column in header:
-        return header.index(column)
     matches = [i for i, name in enumerate(header) if name.strip().casefold() == column.casefold()]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise UserError(f"{path}: {len(matches)} columns are named {column!r} in different case; rename all but one")
+        raise UserError(
+            f"{path}: {len(matches)} columns are named {column!r}, in this case or another; rename all but one"
+        )
     # Without a header the first row is data, which no message may show. One with another wanted name is a header.
     names = [name.strip().casefold() for name in header]
     if not any(other.casefold() in names for other in columns):
@@ -267,6 +332,8 @@ def _index(path: Path, header: Sequence[str], column: str, columns: Sequence[str
 
 def _cell(value: Any, path: Path, column: str, number: int) -> Cell:
     if isinstance(value, (list, tuple)):
+        if any(isinstance(item, (list, tuple, dict)) for item in value):
+            raise UserError(f"{where(path, column, number)}: a list of lists; store text, or a list of texts")
         texts = [_cell(item, path, column, number) for item in value]
         return [text for text in texts if isinstance(text, str)] or None
     if value is None or value == "" or value != value:  # NaN is what pandas leaves where there is nothing

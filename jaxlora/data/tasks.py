@@ -198,14 +198,24 @@ def procedures(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str
 
 def mapped(cohort: Cohort, notes: Iterable[AdmissionNote], flow: Counter[str], kind: str) -> Made:
     """Returns the ICD-9 categories of all "diagnoses" or "procedures", those in ICD-10 by their counterparts in
-    `config.gem` or `config.gem_procedures`."""
+    `config.gem` or `config.gem_procedures`.
+
+    Raises:
+      UserError: the mapping has none of the ICD-10 codes, so it is of another kind.
+    """
     field, cut = {"diagnoses": ("gem", icd.diagnosis9), "procedures": ("gem_procedures", icd.procedure9)}[kind]
     gem, mode = icd.Gem(cohort.config[field], field), cohort.config.mode
-    categories = {
-        "9": lambda code: (cut(code, mode),),
-        "10": lambda code: tuple(cut(found, mode) for found in gem[code]),
-    }
-    return _coded(cohort, notes, flow, kind, categories)
+    known: Counter[bool] = Counter()
+
+    def counterparts(code: str) -> tuple[str, ...]:
+        known[code in gem] += 1
+        return tuple(cut(found, mode) for found in gem[code])
+
+    made = _coded(cohort, notes, flow, kind, {"9": lambda code: (cut(code, mode),), "10": counterparts})
+    if known and not known[True]:
+        remedy = f"set {field} to the GEM of {kind} from ICD-10 to ICD-9"
+        raise UserError(f"{cohort.config[field]}: has none of the ICD-10 codes of the {kind}; {remedy}")
+    return made
 
 
 def _coded(

@@ -55,6 +55,8 @@ def labels(release: Release, admissions: Mapping[str, Admission], ids: Iterable[
         if id not in spans:
             flow["admissions: never on a ventilator"] += 1
         elif id not in adults:
+            flow["admissions: a patient that PATIENTS lacks"] += 1
+        elif not adults[id]:
             flow["admissions: younger than 18"] += 1
         elif id in excluded:
             flow["admissions: a diagnosis that the definition of PMV excludes"] += 1
@@ -68,9 +70,14 @@ def labels(release: Release, admissions: Mapping[str, Admission], ids: Iterable[
 
 
 def first_stays(ventilations: Iterable[Ventilation]) -> dict[str, tuple[datetime, datetime]]:
-    """Returns, by admission, first start and last end in the ICU stay that was ventilated first."""
+    """Returns, by admission, first start and last end in the ICU stay that was ventilated first.
+
+    A span that ends before it begins is passed over: it tells of no ventilation.
+    """
     stays: dict[str, dict[str, tuple[datetime, datetime]]] = {}
     for found in ventilations:
+        if found.end < found.start:
+            continue
         of_admission = stays.setdefault(found.admission, {})
         start, end = of_admission.get(found.stay, (found.start, found.end))
         of_admission[found.stay] = min(start, found.start), max(end, found.end)

@@ -59,19 +59,45 @@ def test_a_clean_dataset_is_not_accused(mortality):
     assert "LEAK?" not in text and "| no leak found |" in text
 
 
+@pytest.mark.parametrize("emptied", [("train", "test"), ("test",)])
+def test_one_class_only(mortality, tmp_path, emptied):
+    data = builders.load(mortality(), "mor")
+    rows = [(name, split[i]) for name in data.splits for split in [data.split(name)] for i in range(len(split))]
+    examples = [Example(r["id"], r["patient"], r["text"], r["label"], name) for name, r in rows]
+    kept = [example for example in examples if not (example.label and example.split in emptied)]
+    builders.build(tmp_path, Work(data.task, kept))
+    text = audit(default(), tmp_path)
+    assert "| one class only |" in text and "One class only: the train or the test notes are all" in text
+    assert "nan" not in text and "No outcome word" not in text and "no leak found" not in text
+    assert ("| label | heaviest words |" in text) == ("train" not in emptied)
+
+
+def test_counts_of_few_patients_are_not_in_the_report(mortality):
+    folder = mortality("patient expired")
+    text = audit(default(), folder, smallest=40)
+    (line,) = re.findall(r"^\| patient expired \|.*", text, re.MULTILINE)
+    assert re.fullmatch(r"\| patient expired \| died \| <40 / \d+ \| 0 / \d+ \| – \| – \|", line)
+    assert "A count of notes of fewer than 40 test patients is <40; what would tell it is left out" in text
+    told = [row for row in json.loads((folder / "audit.json").read_text())["leakage"]["mor"]["outcome"]]
+    counts = [row[name] for row in told for name in ("with_label", "of_label", "without_label", "of_others")]
+    assert "<40" in counts and not [count for count in counts if isinstance(count, int) and 0 < count < 40]
+
+
 def test_a_corpus_split_by_note_holds_the_test_notes(paper):
     out, text, found = paper
-    one = row(found, "mimic3_admission/mor_paper")
-    assert one["notes"] == builders.load(out, "mimic3_admission/mor_paper").splits["test"]
+    one = row(found, "mimic3_admission/mor_unfiltered_paper")
+    assert one["notes"] == builders.load(out, "mimic3_admission/mor_unfiltered_paper").splits["test"]
     assert one["contaminated"] > 0.6 and one["held_by_one"] > 0.6 and one["quantiles"]["0.5"] == 1
-    assert "| clinical_corpus/mimic3_paper | mimic3_admission/mor_paper | all |" in text
+    assert "| clinical_corpus/mimic3_paper | mimic3_admission/mor_unfiltered_paper | all |" in text
     pairs = {(pair["first"], pair["first_split"], pair["second"]) for pair in found["patients_in_two_splits"]}
-    assert ("clinical_corpus/mimic3_paper", "train", "mimic3_admission/mor_paper") in pairs
+    assert ("clinical_corpus/mimic3_paper", "train", "mimic3_admission/mor_unfiltered_paper") in pairs
 
 
 def test_the_strata_are_the_patients_of_carevue(paper):
     _, _, found = paper
-    every, only, others = (row(found, "mimic3_admission/los_paper", s) for s in ("all", "CareVue only", "the others"))
+    every, only, others = (
+        row(found, "mimic3_admission/mor_unfiltered_paper", s) for s in ("all", "CareVue only", "the others")
+    )
     assert only["notes"] + others["notes"] == every["notes"] and min(only["notes"], others["notes"]) > 0
     assert not [
         row for row in found["contamination"]["rows"] if row["stratum"] not in ("all", "CareVue only", "the others")
@@ -90,8 +116,10 @@ def test_without_the_excluded_notes_no_note_holds_a_test_note(paper, tables, tmp
     left = builders.load(tmp_path, "clinical_corpus/mimic3_paper").splits
     assert len(train) - left["train"] == len(held) >= len(hashes)
     audit(config, tmp_path)
-    again = row(json.loads((tmp_path / "audit.json").read_text()), "mimic3_admission/mor_paper")
+    again = row(json.loads((tmp_path / "audit.json").read_text()), "mimic3_admission/mor_unfiltered_paper")
     assert again["held_by_one"] == 0 and again["contaminated"] < 0.2
+    # What was left out stays on the list, or the next corpus would have it again.
+    assert set(hashes) <= set((tmp_path / "exclude.txt").read_text().split())
 
 
 def test_nothing_of_a_note_and_no_identifier_is_told(mortality, capfd):

@@ -77,9 +77,9 @@ def check(found, tests, texts):
 
 def test_overlap_and_notes_to_exclude(case):
     folder, tests, texts = case
-    index, count = contamination.index(iter(tests))
+    index = contamination.index(iter(tests))
     found = contamination.scan(folder, "notes", index)
-    assert count == len(tests) and found.notes == len(texts)
+    assert len(index.sizes) == len(tests) and found.notes == len(texts)
     exclude = check(found, tests, texts)
     assert 10 < len(exclude) < len(texts) - 100 and 0.1 < np.nanmean(found.overlap) < 0.95
 
@@ -87,13 +87,13 @@ def test_overlap_and_notes_to_exclude(case):
 def test_portions_do_not_change_it(case, monkeypatch):
     folder, tests, texts = case
     monkeypatch.setattr(contamination, "_PAIRS", 50)
-    check(contamination.scan(folder, "notes", contamination.index(iter(tests))[0]), tests, texts)
+    check(contamination.scan(folder, "notes", contamination.index(iter(tests))), tests, texts)
 
 
 def test_two_processes_find_the_same(case, monkeypatch):
     folder, tests, _ = case
     monkeypatch.setattr(contamination, "_BLOCK", 100)
-    index, _ = contamination.index(iter(tests))
+    index = contamination.index(iter(tests))
     one, two = (contamination.scan(folder, "notes", index, workers=n) for n in (1, 2))
     assert one.exclude == two.exclude and np.array_equal(one.alone, two.alone)
     assert np.array_equal(one.overlap, two.overlap, equal_nan=True)
@@ -101,7 +101,7 @@ def test_two_processes_find_the_same(case, monkeypatch):
 
 def test_without_the_excluded_notes_none_holds_a_test_note(case, tmp_path):
     folder, tests, texts = case
-    index, _ = contamination.index(iter(tests))
+    index = contamination.index(iter(tests))
     first = contamination.scan(folder, "notes", index)
     left = [text for text in texts if note_hash(text) not in first.exclude]
     again = contamination.scan(corpus(tmp_path, left), "notes", index)
@@ -118,16 +118,16 @@ def test_sections_put_together_are_still_found(writer, tmp_path):
     )
     summary = f"Chief Complaint:\n{complaint}\n\nProcedure: {made.note(9)}\n\n{summary} yo"
     note = f"CHIEF COMPLAINT: {complaint}\n\nPRESENT ILLNESS: {illness}\n\nMEDICAL HISTORY: {history}, 65 yo"
-    index, _ = contamination.index(iter([note]))
+    index = contamination.index(iter([note]))
     found = contamination.scan(corpus(tmp_path, [summary.replace("\n", " ")]), "notes", index)
     assert found.overlap[0] == 1 and found.exclude == (note_hash(summary),)
 
 
 def test_no_test_note_has_a_gram(case):
-    index, count = contamination.index(iter(["a b", ""]))
+    index = contamination.index(iter(["a b", ""]))
     found = contamination.scan(case[0], "notes", index)
-    assert count == 2 and np.isnan(found.overlap).all() and found.exclude == ()
-    assert contamination.index(iter([]))[1] == 0
+    assert len(index.sizes) == 2 and np.isnan(found.overlap).all() and found.exclude == ()
+    assert len(contamination.index(iter([])).sizes) == 0
 
 
 def test_held_out_notes_are_shared_by_datasets(tmp_path):

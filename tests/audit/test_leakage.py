@@ -42,7 +42,7 @@ def leaking(mortality):
 
 
 def test_a_planted_leak_is_found(leaking):
-    found = probe(*leaking)
+    found = probe(*leaking, smallest=1)
     assert "'expired' is among the heaviest words of died" in found.reasons
     assert any(reason.startswith("'patient expired' gives died away") for reason in found.reasons)
     assert "expired" in [word for word, _ in found.top["died"]]
@@ -52,6 +52,30 @@ def test_a_planted_leak_is_found(leaking):
     counts = [int(x.sum()) for x in (has & died, died, has & ~died, ~died)]
     assert [row[name] for name in ("with_label", "of_label", "without_label", "of_others")] == counts
     assert row["label"] == "died" and row["auroc"] == pytest.approx(roc_auc_score(died, has))
+
+
+def test_counts_of_few_patients_are_not_told(leaking):
+    task, train, test = leaking
+    (row,) = [row for row in probe(task, train, test, smallest=1).outcome if row["word"] == "patient expired"]
+    count, of = row["with_label"], row["of_label"]
+    assert 1 < count < of < row["of_others"] and row["without_label"] == 0
+
+    def at(smallest, test=test):
+        return next(r for r in probe(task, train, test, smallest).outcome if r["word"] == "patient expired")
+
+    assert at(count) == row
+    hidden = {"with_label": f"<{count + 1}", "auroc": None, "odds_ratio": None}
+    assert at(count + 1) == row | hidden
+    # The size of the other class would tell that of this one, with all test notes.
+    hidden = {
+        "with_label": f"<{of + 1}",
+        "of_label": f"<{of + 1}",
+        "of_others": None,
+        "auroc": None,
+        "odds_ratio": None,
+    }
+    assert at(of + 1) == row | hidden
+    assert at(2, [dict(r, patient="1" * 16) if r["label"] else r for r in test])["with_label"] == "<2"  # one patient's
 
 
 def test_nothing_is_found_in_clean_notes(clean):

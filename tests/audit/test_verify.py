@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -125,6 +126,36 @@ def test_a_difference_in_a_dataset(tables, prepared, tmp_path, capsys):
     assert not any(example.patient in told or example.id in told for example in examples)
 
 
+def changed(folder, mode, dataset, change):
+    """Changes the first answer of a dataset, and the counts with it."""
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    line = next(line for line in lines if line[mode][dataset] not in (None, []))
+    line[mode][dataset] = change(line[mode][dataset])
+    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = json.loads((folder / "answers.json").read_text())
+    if isinstance(line[mode][dataset], int):
+        labels = [str(line[mode][dataset]) for line in lines if line[mode][dataset] is not None]
+        whole["counts"][mode][dataset] = {label: labels.count(label) for label in set(labels)}
+    (folder / "answers.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize(
+    ("mode", "dataset", "change", "name"),
+    [
+        ("correct", "los", lambda label: 7, "los labels of no class"),
+        ("correct", "los", lambda label: -5, "los labels of no class"),
+        ("paper", "diag", lambda codes: [*codes, "XYZ"], "diag_paper labels with another count"),
+    ],
+)
+def test_a_class_that_the_task_lacks_is_noticed(tables, prepared, tmp_path, mode, dataset, change, name):
+    folder = copied(tables, tmp_path)
+    changed(folder, mode, dataset, change)
+    out = shutil.copytree(prepared, tmp_path / "out")
+    assert not verify_data(config_of(folder, mode=mode), out)
+    row = checks(out)[f"classes: mimic3_admission/{name}"]
+    assert (row["status"], row["found"], row["expected"]) == ("FAIL", 1, 0)
+
+
 def test_what_is_not_prepared_is_named(tables, tmp_path, capsys):
     assert not verify_data(config_of(tables["mimic3"]), tmp_path)
     printed = capsys.readouterr().out
@@ -148,6 +179,26 @@ ANSWERS = {
     "other release": ("answers.json", lambda text: text.replace('"mimic3"', '"mimic4"'), "release is not mimic3"),
     "cut line": ("answers.jsonl", lambda text: text[:-20], r"answers.jsonl, line \d+: not an answer; run"),
     "wrong label": ("answers.jsonl", lambda text: text.replace('"los": ', '"los": "1', 1), "line 1: not an answer"),
+    "no list of codes": (
+        "answers.jsonl",
+        lambda text: re.sub(r'"diag": \[[^]]*\]', '"diag": -5', text, count=1),
+        "answers.jsonl, line 1: not an answer",
+    ),
+    "codes of a stay": (
+        "answers.jsonl",
+        lambda text: re.sub(r'"los": [^,}]*', '"los": ["3"]', text, count=1),
+        "answers.jsonl, line 1: not an answer",
+    ),
+    "labels": (
+        "answers.json",
+        lambda text: json.dumps(json.loads(text) | {"labels": {"diag_paper": None}}),
+        "answers.json: labels.diag_paper is not a list of texts; run",
+    ),
+    "a label": (
+        "answers.json",
+        lambda text: json.dumps(json.loads(text) | {"labels": {"proc_paper": ["1", 2]}}),
+        "answers.json: labels.proc_paper is not a list of texts",
+    ),
     "twice": ("answers.jsonl", lambda text: text + text.splitlines()[0], "line .*: an admission that an earlier line"),
     "a line less": ("answers.jsonl", lambda text: text.split("\n", 1)[1], "counts.correct.[a-z_]+ disagrees with answ"),
 }

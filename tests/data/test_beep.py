@@ -84,12 +84,31 @@ def test_what_is_no_label_file(tmp_path, content):
         ({7: 1}, "entry 2: not a label and a split"),
         ({7: (1,)}, "entry 2: not a label and a split"),
         ({(7, 8): (1, "train")}, "entry 2: the key is not a HADM_ID"),
+        ({10**6000: (1, "train")}, "entry 2: the key is not a HADM_ID"),
+        ({float("inf"): (1, "train")}, "entry 2: the key is not a HADM_ID"),
+        ({"secret": (1, "train")}, "entry 2: the key is not a HADM_ID"),
+        ({"100001": (0, "train")}, "entry 2: an earlier entry has its HADM_ID"),
     ],
 )
 def test_entries_that_are_wrong(tmp_path, entry, message):
     with pytest.raises(UserError, match=f"pmv_labels.pkl, {message}") as caught:
         beep.read(put(tmp_path, {100001: (1, "train")} | entry))
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["_codecs encode", "numpy.core.multiarray scalar"])
+def test_a_pickle_changes_nothing(tmp_path, name):
+    """BUILD, `b`, would set what later readers find: a function's defaults, or the items of a dictionary."""
+    function = b"c" + name.replace(" ", "\n").encode() + b"\n"
+    for state in (b"N}(V__defaults__\nK\x01K\x02\x86u\x86", b"}(Vmark\nK\x01u"):
+        with pytest.raises(UserError, match="pmv_labels.pkl: not a label file"):
+            beep.read(put(tmp_path, b"\x80\x02}K\x01" + function + state + b"bs."))
+    for changed in (beep._encode, beep._scalar):
+        assert changed.__defaults__ is None and not vars(changed)
+    entries = b"ccollections\nOrderedDict\n)RK\x01K\x01Vtrain\n\x86s"
+    assert beep.read(put(tmp_path, b"\x80\x02" + entries + b".")) == [Labelled("1", 1, "train")]
+    with pytest.raises(UserError, match="pmv_labels.pkl: not a label file"):
+        beep.read(put(tmp_path, b"\x80\x02" + entries + b"}(Vitems\nccollections\nOrderedDict\nub."))
 
 
 def test_a_missing_file(tmp_path):

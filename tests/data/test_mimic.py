@@ -46,6 +46,8 @@ def test_layouts(tmp_path, place):
         ("7,100,2101-01-01,2101-01-02,URGENT,soon,", "column 'HOSPITAL_EXPIRE_FLAG', row 2: neither 0 nor 1"),
         ("7,,2101-01-01,2101-01-02,URGENT,0,", "column 'HADM_ID', row 2: empty"),
         (",101,2101-01-01,2101-01-02,URGENT,0,", "column 'SUBJECT_ID', row 2: empty"),
+        ("  ,101,2101-01-01,2101-01-02,URGENT,0,", "column 'SUBJECT_ID', row 2: empty"),
+        ("7,  ,2101-01-01,2101-01-02,URGENT,0,", "column 'HADM_ID', row 2: empty"),
         ("8,100,2101-01-01,2101-01-02,URGENT,0,", "column 'HADM_ID', row 2: an earlier row has it too"),
     ],
 )
@@ -84,6 +86,9 @@ def test_a_table_in_two_versions_is_refused(tmp_path):
     with pytest.raises(UserError, match="2 files of the table ADMISSIONS; set mimic3 to one version"):
         Mimic3(tmp_path).admissions()
     assert Mimic3(tmp_path / "1.4").admissions() == {"100": ADMISSION}
+    (tmp_path / "1.4" / "admissions.csv.gz").write_bytes(gzip.compress((HEADER + ROW).encode()))
+    with pytest.raises(UserError, match="1.4: 2 files of the table ADMISSIONS; .* or keep one of them"):
+        Mimic3(tmp_path / "1.4").admissions()
 
 
 def test_a_truncated_table_is_named(tmp_path):
@@ -99,6 +104,30 @@ def test_codes_keep_their_zeros_and_order(tmp_path):
     (tmp_path / "PROCEDURES_ICD.csv").write_text('hadm_id,icd9_code\n1,"0066"\n1,"3891"\n2,\n3,"034"\n1.0,"0066"\n')
     codes = [("1", "0066", "9"), ("1", "3891", "9"), ("3", "034", "9"), ("1", "0066", "9")]
     assert list(Mimic3(tmp_path).codes("procedures")) == codes
+    (tmp_path / "PROCEDURES_ICD.csv").write_text('hadm_id,icd9_code\n1,"00.66 "\n  ,0066\n')
+    assert list(Mimic3(tmp_path).codes("procedures")) == codes[:1]
+
+
+@pytest.mark.parametrize("code", ["Zq7x Zq7x", "3.8.91", "38-91", "º"])
+def test_a_code_that_is_none_is_never_a_label(tmp_path, code):
+    (tmp_path / "DIAGNOSES_ICD.csv").write_text(f"hadm_id,icd9_code\n1,0066\n1,{code}\n")
+    with pytest.raises(
+        UserError, match="DIAGNOSES_ICD.csv, column 'ICD9_CODE', row 2: not an ICD code; copy"
+    ) as caught:
+        list(Mimic3(tmp_path).codes("diagnoses"))
+    assert code not in str(caught.value)
+
+
+def test_blank_identifiers_are_none(tmp_path):
+    (tmp_path / "NOTEEVENTS.csv").write_text(NOTES + ' ,"  ",  ,2101-01-02,Discharge summary,Report,,a\n')
+    assert list(Mimic3(tmp_path).notes()) == [Note("1", None, None, "Discharge summary", "a", False)]
+    assert [summary.admission for summary in Mimic3(tmp_path).summaries()] == [None]
+
+
+def test_a_number_of_thousands_of_digits(tmp_path):
+    (tmp_path / "NOTEEVENTS.csv").write_text(NOTES + GOOD.format("1" * 5000, 1))
+    with pytest.raises(UserError, match="column 'ROW_ID', row 1: not a whole number; copy the table again$"):
+        list(Mimic3(tmp_path).summaries())
 
 
 def test_summaries_and_notes(tmp_path):
@@ -164,18 +193,19 @@ def test_notes_that_are_wrong(tmp_path, kind, message):
 
 @pytest.mark.parametrize(
     ("birth", "adult"),
-    [("2083-01-02", False), ("2083-01-01", True), ("1801-01-01", True), ("2101-01-01", False), (None, False)],
+    [("2083-01-02", False), ("2083-01-01", True), ("1801-01-01", True), ("2101-01-01", False), (None, None)],
 )
 def test_adults(tmp_path, birth, adult):
     (tmp_path / "PATIENTS.csv").write_text(f"SUBJECT_ID,DOB\n{7 if birth else 8},{birth or '2000-01-01'} 00:00:00\n")
-    assert Mimic3(tmp_path).adults({"100": ADMISSION}) == ({"100"} if adult else set())
+    assert Mimic3(tmp_path).adults({"100": ADMISSION}) == ({} if adult is None else {"100": adult})
 
 
 def test_the_public_demo(shared_data):
     release = Mimic3(shared_data / "mimiciii-demo-1.4")
     admissions = release.admissions()
     assert len(admissions) == 129 and len({a.patient for a in admissions.values()}) == 100
-    assert len(release.adults(admissions)) == 128  # one is 17
+    assert list(release.adults(admissions).values()).count(False) == 1  # who is 17
+    assert len(release.adults(admissions)) == 129
     codes = [code for _, code, _ in release.codes("procedures")]
     assert len(codes) == 506 and sum(code.startswith("0") for code in codes) == 34
     with pytest.raises(UserError, match="the table has no rows"):

@@ -71,10 +71,11 @@ def test_adults_by_their_anchor(tmp_path):
     stay = {"newborn": False, "died": False, "days": 1.0}
     years = {"1": 2148, "2": 2147, "3": 2150, "4": 2150}
     admissions = {patient: Admission(patient, **stay, admitted=datetime(year, 6, 1)) for patient, year in years.items()}
-    assert Mimic4(tmp_path).adults(admissions) == {"1", "3"}
-    put(tmp_path / "hosp", "patients", "subject_id,anchor_age,anchor_year\n1,old,2150\n")
-    with pytest.raises(UserError, match="column 'anchor_age', row 1: not a whole number"):
-        Mimic4(tmp_path).adults(admissions)
+    assert Mimic4(tmp_path).adults(admissions) == {"1": True, "2": False, "3": True}
+    for age in ("old", "9" * 5000):
+        put(tmp_path / "hosp", "patients", f"subject_id,anchor_age,anchor_year\n1,{age},2150\n")
+        with pytest.raises(UserError, match="column 'anchor_age', row 1: not a whole number; copy the table again$"):
+            Mimic4(tmp_path).adults(admissions)
 
 
 def test_missing_tables_are_named(tmp_path):

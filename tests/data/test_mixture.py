@@ -48,3 +48,17 @@ def test_the_seed_chooses():
 def test_a_weight_of_nothing_is_refused():
     with pytest.raises(UserError, match="config.data.mix: the weight 0 of a corpus is not above 0"):
         mix([corpus(0, 4), corpus(100, 4)], (1, 0), 0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (float("inf"), "the weight inf of a corpus is above 1,000; give a smaller one"),
+        (1e300, ".* is above 1,000"),
+        (float("nan"), "the weight nan of a corpus is not above 0"),
+        (0.01, "the weights leave no note of any corpus; give larger ones"),
+    ],
+)
+def test_weights_that_no_mixture_has(weight, message):
+    with pytest.raises(UserError, match=f"config.data.mix: {message}"):
+        mix([corpus(0, 4)], [weight], 0)

@@ -178,6 +178,7 @@ def test_prepared_and_read_again(format, request, tmp_path):
     folder = request.getfixturevalue(format)
     validation = folder / ("test" if format == "n2c2" else "test.json")
     task, examples = read(format, folder, validation=str(validation))
+    examples = list(examples)
     builders.build(tmp_path / "data", Work(task, examples))
     prepared = builders.load(tmp_path / "data", "set")
     assert prepared.task == task
@@ -206,6 +207,8 @@ SECRETLY = "the annotation's text is not what the note has there; copy the two f
         (f"T9\tDrug 0 12\t{SECRET}", f"train/1.ann, line 2: {SECRETLY}"),
         (f"T9\tDrug 0 9000\t{SECRET}", "train/1.ann, line 2: offsets outside the note of 76 characters"),
         (f"T9\tDrug 5 5\t{SECRET}", "train/1.ann, line 2: offsets outside the note"),
+        (f"T9\tDrug 0 {'9' * 5000}\t{SECRET}", "train/1.ann, line 2: neither an entity nor another line of brat"),
+        ("T9\tDrug 13 14\t ", "train/1.ann, line 2: an annotation of blanks alone; correct its offsets"),
         (f"T9\tDrug\t{SECRET}", "train/1.ann, line 2: neither an entity nor another line of brat"),
         (f"{SECRET}", "train/1.ann, line 2: neither an entity nor another line of brat"),
     ],
@@ -223,6 +226,7 @@ def test_a_line_of_n2c2_that_does_not_fit(n2c2, line, message):
         (f'c="{SECRET}" 0:0 0:0||t="test"', "a.con, line 1: word 0:0 is not in the note"),
         (f'c="{SECRET}" 9:0 9:0||t="test"', "a.con, line 1: word 9:0 is not in the note"),
         (f'c="{SECRET}" 2:1 1:1||t="test"', "a.con, line 1: it ends before it begins"),
+        (f'c="{SECRET}" 1:{"9" * 5000} 1:0||t="test"', "a.con, line 1: not a concept"),
         (f'c="{SECRET}" 1:0||t="test"', "a.con, line 1: not a concept"),
     ],
 )
@@ -248,6 +252,19 @@ def test_what_is_not_text(n2c2):
     refuse("n2c2", n2c2, "train/1.txt, line 2: not valid UTF-8; save the file in UTF-8")
     (n2c2 / "train" / "1.txt").write_bytes(b" \n")
     refuse("n2c2", n2c2, "train/1.txt: the note is empty")
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("n2c2", ".ann"), ("i2b2", ".con")])
+def test_a_byte_order_mark_is_no_character_of_the_note(format, suffix, request):
+    folder = request.getfixturevalue(format)
+    expected = list(read(format, folder)[1])
+    for path in (*folder.rglob("*.txt"), *folder.rglob(f"*{suffix}")):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    for one, other in zip(expected, read(format, folder)[1], strict=True):
+        assert one.text == other.text and np.array_equal(one.label, other.label)
+    for path in folder.rglob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbfa\n\xff")
+    refuse(format, folder, ".txt, line 2: not valid UTF-8")
 
 
 def test_labels_that_training_does_not_have(n2c2):
@@ -277,11 +294,25 @@ def test_folders_and_formats_that_do_not_exist(n2c2, tmp_path):
         ({"answers": []}, "is_impossible and answers disagree"),
         ({"question": 5}, "no field 'question', or one of another type"),
         ({"question": " "}, "the question or its context is empty"),
+        ({"question": f"{SECRET}\ud800"}, "half of a surrogate pair"),
+        ({"id": f"{SECRET}\udfff"}, "half of a surrogate pair"),
     ],
 )
 def test_a_question_that_does_not_fit(radqa, change, message):
     reports(radqa / "test.json", question("q0", "x?"), question("q1", "How large?", "5 mm", **change))
     refuse("radqa", radqa, f"test.json, entry 1, paragraph 1, question 2: {message}")
+
+
+def test_half_a_character(radqa, tmp_path):
+    reports(radqa / "test.json", question("q0", "x?"), context=f"{SECRET} \ud83d")
+    refuse("radqa", radqa, "test.json, entry 1, paragraph 1: half of a surrogate pair, which is no character; copy")
+    reports(radqa / "test.json", question("q0", "\U0001fac1?"))  # a whole pair, in JSON
+    assert any(example.text.startswith("\U0001fac1") for example in read("radqa", radqa)[1])
+    for column in ("pairID", "sentence1", "sentence2", "gold_label"):
+        row = {"pairID": "1", "sentence1": "p", "sentence2": "h", "gold_label": "a"} | {column: f"{SECRET}\ud800"}
+        for part in PARTS:
+            (tmp_path / f"{part}.jsonl").write_text(json.dumps(row))
+        refuse("mednli", tmp_path, f"train.jsonl, column '{column}', row 1: not valid UTF-8")
 
 
 def test_files_that_are_not_radqa(radqa):

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_a_failing_prepare_leaves_the_previous_dataset_and_tells_nothing(tmp_pat
     with pytest.raises(UserError, match="row 61: a label outside the 2 declared labels") as caught:
         prepare(config, tmp_path / "out")
     assert rows(tmp_path / "out", "mine") == before
-    assert not [p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+    assert [p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")] == [".lock"]
     told = "".join(capfd.readouterr()) + caplog.text + str(caught.value)
     assert SECRET not in told and "id99" not in told and "pat99" not in told
 
@@ -154,7 +155,7 @@ def test_what_is_there_is_left_alone_until_it_would_change(tmp_path, mimic3, cap
     capsys.readouterr()
     prepare(config, tmp_path / "out")
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 7 and all(line.endswith(": unchanged") for line in printed)
+    assert len(printed) == 8 and all(line.endswith(": unchanged") for line in printed[:-1])
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (tmp_path / "out" / "flow.json").read_bytes() == flow
     config.split.seed = 1
@@ -269,3 +270,61 @@ builders.load(folder + "/out", "mine").split("train")[0]
 assert not {"tensorflow", "torch", "jax", "flax", "jaxlora.models"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+
+
+def test_two_at_once_are_not(tmp_path):
+    """The lock is let go of with the process that held it."""
+    config = own(tmp_path / "t.csv")
+    prepare(config, tmp_path / "out")
+    holder = "import sys, time; from jaxlora import files; from pathlib import Path\n"
+    holder += "with files.locked(Path(sys.argv[1]), ''): print('held', flush=True); time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "out" / ".lock")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another `jaxlora prepare` is writing there"):
+        prepare(config, tmp_path / "out")
+    process.kill()
+    process.wait()
+    prepare(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["folder", "a link to it", "a table for it"])
+def test_what_changed_is_made_again(tmp_path, mimic3, capsys, form):
+    tables, config = shutil.copytree(mimic3, tmp_path / "tables"), default()
+    if form == "a link to it":
+        (tmp_path / "root").mkdir()
+        (tmp_path / "root" / "1.4").symlink_to(tables)
+        config.mimic3 = str(tmp_path / "root")
+    else:
+        config.mimic3 = str(tables / "NOTEEVENTS.csv" if form == "a table for it" else tables)
+    out = tables / "prepared"  # among the tables, whose change it is not
+    prepare(config, out)
+    died = sum(row["label"] for row in rows(out, MOR)["train"])
+    capsys.readouterr()
+    prepare(config, out)
+    assert capsys.readouterr().out.count(": unchanged") == 6
+    config.corpus.deid = "drop"
+    prepare(config, out)
+    assert capsys.readouterr().out.count(": unchanged") == 5  # all but the corpus
+    path = tables / "ADMISSIONS.csv"
+    path.write_text(re.sub(r",([01]),1\n", lambda found: f",{1 - int(found[1])},1\n", path.read_text()))
+    prepare(config, out)
+    printed = capsys.readouterr().out
+    assert "unchanged" not in printed and "mimic3_admission/pmv: not made; it needs the table PROC" in printed
+    assert sum(row["label"] for row in rows(out, MOR)["train"]) != died
+
+
+def test_a_lost_flow_comes_back(tmp_path, mimic3):
+    config = default()
+    config.mimic3 = str(mimic3)
+    prepare(config, tmp_path)
+    whole = (tmp_path / "flow.json").read_text()
+    told = json.loads(whole)
+    del told["mimic3_admission/los"], told["clinical_corpus/mimic3"]
+    (tmp_path / "flow.json").write_text(json.dumps(told))
+    prepare(config, tmp_path)
+    assert json.loads((tmp_path / "flow.json").read_text()) == json.loads(whole)
+    (tmp_path / "flow.json").write_text('{"a": 5}')
+    with pytest.raises(UserError, match="flow.json: not counts by dataset; delete it, and prepare again"):
+        prepare(config, tmp_path)

@@ -84,6 +84,27 @@ def test_only_the_rows_that_are_kept_with_their_numbers(tmp_path, name):
     assert list(tables.rows(tmp_path / name, ("value", "item"), {"item": ("7", "8")})) == []
 
 
+def test_line_ends_of_two_kinds(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b'id,text\r\n1,"a\nb"\n2,c\r\n')
+    assert [row["text"] for _, row in read(tmp_path / "t.csv", "text")] == ["a\nb", "c"]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_notes_whose_lines_look_like_rows(tmp_path, name):
+    """A reader that begins in the middle of a file takes such a line for a row."""
+    lines = ["alert, oriented", "Lungs clear, no wheeze, no rales", 'said ""ok"", left', "a,b", ""]
+    notes = ["\n".join(lines[i % 5 :] + lines * (i % 7)) + f"\nend {i}" for i in range(60)]
+    rows = [f'{i},"Nursing","{notes[i % 60]}"\n' for i in range(200_000)]
+    content = ("id,category,text\n" + "".join(rows)).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith("gz") else content)
+    for number, (found, row) in enumerate(tables.rows(tmp_path / name, ("id", "text")), 1):
+        assert (found, row["id"]) == (number, str(number - 1))
+        assert row["text"] == notes[(number - 1) % 60].replace('""', '"')
+    assert number == 200_000 == tables.count(tmp_path / name)
+    kept = [row["id"] for _, row in tables.rows(tmp_path / name, ("id", "text"), {"id": ("7", "199999")})]
+    assert kept == ["7", "199999"]
+
+
 def test_a_folder_may_look_like_a_pattern(tmp_path):
     folder = tmp_path / "mimic[1]*?"
     folder.mkdir()
@@ -117,15 +138,19 @@ def test_parts_of_a_compressed_file_read_as_one(tmp_path):
         ("t.csv", b"1,%s came in with a cough, and then some more words\n", "none of the columns id, text is in"),
         ("t.csv", b"A12,%s\n", "none of the columns id, text is in its first row; name them, or add a header"),
         ("t.csv", b"id,Text,TEXT\n1,%s,b\n", "2 columns are named 'text'"),
+        ("t.csv", b"id,text,text\n1,%s,b\n", "2 columns are named 'text'"),
+        ("t.csv", b"id,text\n1,%s\nID,TEXT\n2,b\n", "row 2: the header again"),
+        ("t.jsonl", b'{"id": 1, "text": ' + b"[" * 100_000 + b"]" * 100_000 + b', "x": "%s"}\n', "malformed JSON"),
+        ("t.jsonl", b'{"id": 1, "text": [["%s"]]}\n', "column 'text', row 1: a list of lists"),
         ("t.csv", b"id,text\n1,a\n2,%s,c\n", "row 2: 3 cells where the header has 2"),
         ("t.csv", b"id,text\n1,a\n2\n3,%s\n", "row 2: 1 cells where the header has 2"),
         ("t.csv", b"id,text\n1,%s\nid,text\n2,b\n", "row 2: the header again"),
-        ("t.csv", b'id,text\n1,"' + b"%s " * 500_000 + b'"\n', "row 1: longer than 4 MB"),
+        ("t.csv", b'id,text\n1,"' + b"%s " * 7_000_000 + b'"\n', "row 1: malformed CSV"),
         ("t.csv", b'id,text\n1,a\n2,"%s\n3,c\n', "row 2: malformed CSV"),
-        ("t.csv", b'id,text\n1,"a"%s\n', "row 1: malformed CSV"),
-        ("t.csv", b"id,text\r\n1,a\n2,%s\r\n", "no CSV with line ends of one kind"),
+        ("t.csv", b'id,text\n1,"a"%s"\n', "row 1: malformed CSV"),
+        ("t.csv.gz", gzip.compress(b"id,text\n1,%s\n", mtime=0)[:-8] + bytes(8), "damaged or cut short"),
         ("t.csv", b"id,text\n1,a\n2,%s\xff\n", "column 'text', row 2: not valid UTF-8"),
-        ("t.csv.gz", gzip.compress(b"id,text\n1,%s\n" * 99, mtime=0)[:-9], "damaged or cut short"),
+        ("t.csv.gz", gzip.compress(b"id,text\n" + b"1,%s\n" * 99, mtime=0)[:-9], "damaged or cut short"),
         ("t.csv.gz", b"id,text\n1,%s\n", "damaged or cut short"),
         ("t.jsonl", b'{"id": 1, "text": "a"}\n{"id": 2, "text": "%s\n', "row 2: malformed JSON"),
         ("t.jsonl", b'["%s"]\n', "row 1: not a JSON object"),

@@ -140,6 +140,18 @@ def test_two_versions_of_the_icd_are_kept_apart_or_mapped(tmp_path):
     assert made["diag"][2]["codes: without a counterpart in ICD-9"] == 1
 
 
+def test_a_mapping_of_other_codes_is_refused(tmp_path):
+    (tmp_path / "diagnoses_icd.csv").write_text("hadm_id,icd_code,icd_version\n1,4019,9\n2,I10,10\n")
+    (tmp_path / "pcs.txt").write_text("0016070 0234 10000\n")
+    found, notes = cohort(Mimic4(tmp_path), *[(p, False, 1.0) for p in TRAIN[:2]], gem=tmp_path / "pcs.txt")
+    with pytest.raises(
+        UserError, match="pcs.txt: has none of the ICD-10 codes of the diagnoses; set gem to the GEM of"
+    ):
+        make(found, "diag", notes)
+    (tmp_path / "diagnoses_icd.csv").write_text("hadm_id,icd_code,icd_version\n1,4019,9\n2,486,9\n")
+    assert names(*make(found, "diag", notes)[:2]) == [["401"], ["486"]]
+
+
 def test_published_lists_leave_patients_out(tmp_path):
     for name, patient in (("train", 1), ("val", 2), ("test", 3)):
         (tmp_path / f"mimic_{name}.csv").write_text(f"SUBJECT_ID\n{patient}\n")

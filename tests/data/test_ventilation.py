@@ -35,6 +35,12 @@ def test_the_stay_that_is_ventilated_first_counts_with_its_gaps():
     assert ventilation.first_stays(spans) == {"1": (at(5), at(40)), "2": (at(0), at(1))}
 
 
+def test_a_span_that_ends_before_it_begins_tells_nothing():
+    assert ventilation.first_stays([span("a", 9, 8), span("b", 20, 30), span("a", 0, -1, "2")]) == {
+        "1": (at(20), at(30))
+    }
+
+
 @pytest.mark.parametrize(("hours", "label"), [(41.9, None), (42, 0), (48, 0), (161.9, 0), (162, 1), (168, 1), (400, 1)])
 def test_six_hours_of_grace(tmp_path, hours, label):
     flow = Counter()
@@ -43,8 +49,8 @@ def test_six_hours_of_grace(tmp_path, hours, label):
     assert flow == ({short: 1} if label is None else {})
 
 
-def labels(folder, hours, born="2090-01-01", donor=False, codes=(), flow=None):
-    put(folder, "PATIENTS", "SUBJECT_ID DOB", ("7", born))
+def labels(folder, hours, born="2090-01-01", donor=False, codes=(), flow=None, patient="7"):
+    put(folder, "PATIENTS", "SUBJECT_ID DOB", (patient, born))
     put(folder, "DIAGNOSES_ICD", "HADM_ID ICD9_CODE", ("2", "1410"), *(("1", code) for code in codes))
     put(folder, "PROCEDUREEVENTS_MV", PROCEDURES, ("1", "5", at(0), at(hours), 225792, 0))
     admissions = {"1": Admission("7", False, False, 9.0, START, donor)}
@@ -55,6 +61,7 @@ def labels(folder, hours, born="2090-01-01", donor=False, codes=(), flow=None):
     ("given", "reason"),
     [
         ({"born": "2140-01-01"}, "admissions: younger than 18"),
+        ({"patient": "8"}, "admissions: a patient that PATIENTS lacks"),
         ({"codes": ("4019", "14310")}, "admissions: a diagnosis that the definition of PMV excludes"),
         ({"codes": ("35801",)}, "admissions: a diagnosis that the definition of PMV excludes"),
         ({"codes": ("94120",)}, "admissions: a diagnosis that the definition of PMV excludes"),
