@@ -7,8 +7,9 @@
 
 One of the two folders is enough. DIR3 holds the tables of MIMIC-III v1.4; DIR4 hosp/, icu/ and note/ of MIMIC-IV 2.2 or
 3.x and MIMIC-IV-Note 2.2 (or --config.mimic4_note for the latter), as .csv or .csv.gz. Tasks: mor, mor_unfiltered, los,
-diag, proc and pmv; of MIMIC-IV diag9, diag10, proc9 and proc10, and with --config.gem a diag in which ICD-10 is mapped
-to ICD-9. Rows: head_only, lora, frozen, frozen_downstream, trainable, trainable_downstream, and the two as published.
+diag, proc and pmv; of MIMIC-IV diag9, diag10, proc9 and proc10, and, with --config.gem and --config.gem_procedures, a
+diag and a proc in which ICD-10 is mapped to ICD-9. Rows: head_only, lora, frozen, frozen_downstream, trainable,
+trainable_downstream, and the two as published.
 
 The paper's counts: --config.mode=paper --config.core_splits=DIR with the lists of CORe, --config.beep=pmv_labels.pkl,
 and `jaxlora verify-data` with the same flags; its datasets end in _paper: mimic3_paper,mor,lora. The paper's step 1 is
