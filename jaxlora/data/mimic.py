@@ -157,30 +157,30 @@ def optional(cell: str | None) -> str | None:
     return identifier(cell or "") or None
 
 
-def admission(path: Path, row: tables.Row, number: int, names: tuple[str, str, str, str, str, str]) -> tuple:
-    """Returns the identifier of one row of ADMISSIONS and what every release says about the admission.
+def admissions(path: Path, names: tuple[str, str, str, str, str, str], more: tuple[str, ...] = ()) -> Iterator[tuple]:
+    """Yields the identifier, the admission and the cells of every row of ADMISSIONS.
 
     Args:
-      path: of the table. row: its cells. number: of the row, for messages.
+      path: of the table.
       names: the columns of the patient, the admission, its begin, its end, its type, and the death in hospital.
-
-    Returns:
-      HADM_ID, and the fields of `Admission` by name, without `newborn` and `donor`.
+      more: columns whose cells are wanted beside these, and may be empty.
 
     Raises:
-      UserError: one of the cells is empty, or not what such a column holds.
+      UserError: one of the six cells is empty or not what such a column holds, or an admission comes twice.
     """
-    for column in names:
-        required(path, row, column, number)
+    seen = set()
     patient, id, begin, end, _, death = names
-    admitted = moment(path, row, begin, number)
-    stay = moment(path, row, end, number) - admitted
-    return identifier(row[id]), {
-        "patient": identifier(row[patient]),
-        "died": flag(path, row, death, number),
-        "days": stay.total_seconds() / 86400,
-        "admitted": admitted,
-    }
+    for number, row in tables.rows(path, (*names, *more)):
+        for column in names:
+            required(path, row, column, number)
+        admitted = moment(path, row, begin, number)
+        stay = moment(path, row, end, number) - admitted
+        died, days = flag(path, row, death, number), stay.total_seconds() / 86400
+        name = identifier(row[id])
+        if name in seen:
+            raise UserError(f"{tables.where(path, id, number)}: an earlier row has it too; copy the table again")
+        seen.add(name)
+        yield name, Admission(identifier(row[patient]), False, died, days, admitted), row
 
 
 def order(path: Path, row: tables.Row, number: int, date: str, id: str) -> tuple[str, int]:
@@ -257,14 +257,3 @@ def moment(path: Path, row: tables.Row, column: str, number: int) -> datetime:
     if time.year not in YEARS:
         raise UserError(f"{where}: a year outside {YEARS.start}-{YEARS.stop - 1}; copy the table again")
     return time
-
-
-def add(admissions: dict[str, Admission], path: Path, column: str, number: int, id: str, found: Admission) -> None:
-    """Adds an admission.
-
-    Raises:
-      UserError: an earlier row has the same identifier.
-    """
-    if id in admissions:
-        raise UserError(f"{tables.where(path, column, number)}: an earlier row has it too; copy the table again")
-    admissions[id] = found

@@ -1,5 +1,6 @@
 """The tables of MIMIC-III v1.4: one folder of `NAME.csv` or `NAME.csv.gz`."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -31,13 +32,14 @@ class Mimic3:
         """
         path = self.table("ADMISSIONS")
         names = ("SUBJECT_ID", "HADM_ID", "ADMITTIME", "DISCHTIME", "ADMISSION_TYPE", "HOSPITAL_EXPIRE_FLAG")
-        result: dict[str, Admission] = {}
-        for number, row in tables.rows(path, (*names, "DIAGNOSIS")):
-            id, fields = mimic.admission(path, row, number, names)
-            newborn = row["ADMISSION_TYPE"].strip().upper() == "NEWBORN"
-            donor = "donor" in (row["DIAGNOSIS"] or "").lower()
-            mimic.add(result, path, "HADM_ID", number, id, Admission(newborn=newborn, donor=donor, **fields))
-        return result
+        return {
+            id: dataclasses.replace(
+                admission,
+                newborn=row["ADMISSION_TYPE"].strip().upper() == "NEWBORN",
+                donor="donor" in (row["DIAGNOSIS"] or "").lower(),
+            )
+            for id, admission, row in mimic.admissions(path, names, ("DIAGNOSIS",))
+        }
 
     def summaries(self) -> Iterator[Summary]:
         """Yields the rows of NOTEEVENTS, in file order.

@@ -38,11 +38,7 @@ class Mimic4:
         """
         path = self.table("admissions")
         names = ("subject_id", "hadm_id", "admittime", "dischtime", "admission_type", "hospital_expire_flag")
-        result: dict[str, Admission] = {}
-        for number, row in tables.rows(path, names):
-            id, fields = mimic.admission(path, row, number, names)
-            mimic.add(result, path, "hadm_id", number, id, Admission(newborn=False, **fields))
-        return result
+        return {id: admission for id, admission, _ in mimic.admissions(path, names)}
 
     def summaries(self) -> Iterator[Summary]:
         """Yields the rows of discharge, in file order.

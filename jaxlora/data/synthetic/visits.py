@@ -178,7 +178,7 @@ def _visit(found: Summaries, plan: Plan, carried: list[Note]) -> Visit:
         notes = [replace(note, correct=_of_newborn(note), paper=_of_newborn(note)) for note in notes]
         correct = paper = Fate(NEWBORN)
     diagnoses, procedures = codes.coded(rng, stay, found.source.density.codes)
-    if plan.codes:
+    if plan.codes and not (plan.ventilation and plan.ventilation.code):  # which a quirk of the codes may drop
         plan.codes(diagnoses, procedures)
     ventilation = plan.ventilation or (icu.NONE if stay.newborn else icu.drawn(rng, stay))
     source = "carevue" if stay.patient // 7 % 5 < 3 else "metavision"
