@@ -14,7 +14,7 @@ NOTEBOOK = Path(__file__).parents[2] / "colab/clinical_lora.ipynb"
 # What makes the demo smaller than the notebook's own run.
 OVERRIDES = [
     "--config.demo.patients=60",
-    "--config.demo.tasks=('mortality',)",
+    "--config.demo.tasks=('mor',)",
     "--config.demo.rows=('head_only', 'frozen_downstream')",
     "--config.demo.base.sentences=600",
     "--config.demo.base.epochs=1",
