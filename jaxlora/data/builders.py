@@ -147,8 +147,8 @@ def build(out_dir: str | Path, work: Work, builder: type[NotesBuilder] = Clinica
         place = Path(builder.name) / name
         _replace(Path(out_dir) / place, staging / "data" / place, staging / "previous")
         shutil.rmtree(staging)
-    except BaseException as error:
-        if not source or isinstance(error, UserError):  # else it was stopped, and may go on from here
+    except BaseException:
+        if not source:  # else what is done is done, and the next run of this source goes on from here
             shutil.rmtree(staging)
         raise
 

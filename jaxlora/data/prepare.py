@@ -59,10 +59,9 @@ def _own(config, out_dir: str | Path, name: str, dataset, key: bytes) -> None:
 
 def _release(made: datasets.Recipes, out_dir: str | Path) -> None:
     config, release = made.config, made.release.name
-    named_in = [config.mimic3] if release == "mimic3" else [config.mimic4, config.mimic4_note]
-    folders = [
-        os.path.dirname(path) if os.path.isfile(path) else path for path in named_in
-    ]  # a table stands for its own
+    folders = [config.mimic3] if release == "mimic3" else [config.mimic4, config.mimic4_note]
+    # One of the tables may stand for the folder that they lie in.
+    folders = [os.path.dirname(path) if os.path.isfile(path) else path for path in folders]
     common = (config.mode, config.split.to_dict(), made.key.hex())
     lists = [config.core_splits, config.beep, config.gem, config.gem_procedures]
     of_tasks = _source(out_dir, [*folders, *lists], *common)

@@ -165,8 +165,6 @@ def parsed(record: bytes, kind: str) -> dict[str, Any]:
     if kind == "lm":
         return example | {"label": None}
     label = fields["label"].int64_list.value
-    return example | {"label": _shaped(label, kind) if kind in _SHAPES else label[0]}
-
-
-def _shaped(label, kind: str) -> np.ndarray:
-    return np.asarray(label, np.int64).reshape(-1, *_SHAPES[kind][1:])
+    if kind not in _SHAPES:
+        return example | {"label": label[0]}
+    return example | {"label": np.asarray(label, np.int64).reshape(-1, *_SHAPES[kind][1:])}

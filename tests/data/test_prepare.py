@@ -66,6 +66,9 @@ def test_a_failing_prepare_leaves_the_previous_dataset_and_tells_nothing(tmp_pat
     with pytest.raises(UserError, match="row 61: a label outside the 2 declared labels") as caught:
         prepare(config, tmp_path / "out")
     assert rows(tmp_path / "out", "mine") == before
+    hidden = {p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")}
+    assert hidden == {".lock", ".clinical_notes.mine"}  # what a run of the same tables would go on from
+    prepare(own(tmp_path / "t.csv"), tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")] == [".lock"]
     told = "".join(capfd.readouterr()) + caplog.text + str(caught.value)
     assert SECRET not in told and "id99" not in told and "pat99" not in told

@@ -1,5 +1,6 @@
 """Shards come out the same however many processes write them and however often they are stopped."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,8 +8,10 @@ import time
 
 import pytest
 
-from jaxlora.data import shards
-from jaxlora.data.examples import SPLITS, Example
+from jaxlora.data import builders, shards
+from jaxlora.data.builders import Work
+from jaxlora.data.examples import SPLITS, Example, Task
+from jaxlora.errors import UserError
 
 
 def made(count, text="note "):
@@ -71,6 +74,22 @@ def test_a_failure_of_a_process_is_told(tmp_path, small_chunks):
 
 def _failing(example):
     raise ValueError
+
+
+def _dying(example):
+    """Ends its process as the kernel does one that takes too much memory, in the middle of the examples."""
+    if int(example.id, 16) == 250:
+        os._exit(9)
+    return example
+
+
+def test_what_a_killed_process_left_is_gone_on_with(tmp_path, small_chunks):
+    with pytest.raises(UserError, match="was killed, perhaps for want of memory; run it again, it goes on"):
+        builders.build(tmp_path, Work(Task("a", "lm"), made(300), _dying, 2, "one"))
+    kept = [path for path in (tmp_path / ".clinical_notes.a" / "shards").glob("done-*")]
+    assert kept
+    builders.build(tmp_path, Work(Task("a", "lm"), made(300), None, 1, "one"))
+    assert sum(builders.load(tmp_path, "a").splits.values()) == 300
 
 
 KILLED = """
