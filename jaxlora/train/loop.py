@@ -64,9 +64,7 @@ def fit(
         of_base = ("base", "tokenizer") if allow_base_mismatch else ()
         now = {what: value for what, value in metadata.items() if what not in of_base}
         checkpoint.check_belongs(workdir, checkpoints.metadata(start), now)
-        kept = partition.select(nnx.merge_state(state.params, frozen), stored)
-        kept, optimizer_state, data = checkpoints.restore(start, kept, state.optimizer)
-        state, frozen = TrainState(_filled(state.params, kept), optimizer_state), _filled(frozen, kept)
+        state, frozen, data = _restored(checkpoints, start, state, frozen, stored)
         iterator.set_state(data)
     log = RunLog(workdir, start)
     every = max(1, math.ceil(updates / max(1, config.epochs * config.evaluations)))
@@ -106,6 +104,13 @@ def fit(
         bar.close()
         log.close()
         checkpoints.close()
+
+
+def _restored(checkpoints: checkpoint.Checkpoints, step: int, state: TrainState, frozen: nnx.State, stored):
+    """Returns the state, the frozen parameters and the state of the data iterator as they were at a checkpoint."""
+    kept = partition.select(nnx.merge_state(state.params, frozen), stored)
+    kept, optimizer_state, data = checkpoints.restore(step, kept, state.optimizer)
+    return TrainState(_filled(state.params, kept), optimizer_state), _filled(frozen, kept), data
 
 
 def _finite(step: int, metrics: dict[str, Any], latest: int | None) -> dict[str, float]:
