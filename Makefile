@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow parity lint format clean
+.PHONY: help demo test test-slow parity tpu bench lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -15,8 +15,8 @@ demo: .venv/.installed  ## generate a cohort, train every row of the tables on i
 	$(BIN)/jaxlora demo --config=configs/demo.py --workdir=runs/demo
 
 # Two workers: compilations would only wait for each other with more. A file stays on one worker, with its fixtures.
-test: .venv/.installed  ## run the tests, except the slow ones and those that need PyTorch
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow and not parity"
+test: .venv/.installed  ## run the tests, except the slow ones and those that need PyTorch or libtpu
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow and not parity and not tpu"
 
 test-slow: .venv/.installed  ## run the slow tests
 	$(BIN)/pytest -q -m slow
@@ -24,6 +24,14 @@ test-slow: .venv/.installed  ## run the slow tests
 parity: .venv/.installed  ## compare with transformers and PEFT; installs PyTorch into .venv
 	$(BIN)/pip install --quiet --editable '.[parity]'
 	$(BIN)/pytest -q -n 2 --dist loadfile -m parity
+
+tpu: .venv/.installed  ## compile for TPUs that are not there; installs libtpu into .venv
+	$(BIN)/pip install --quiet --editable '.[tpu]'
+	$(BIN)/pytest -q -m tpu
+
+bench: .venv/.installed  ## measure the engine beside transformers and PEFT: runs/bench/report.md; installs PyTorch, libtpu
+	$(BIN)/pip install --quiet --editable '.[parity,tpu]'
+	$(BIN)/python benchmarks/bench.py --out runs/bench
 
 lint: .venv/.installed  ## check style and formatting
 	$(BIN)/ruff check .

@@ -51,7 +51,14 @@ def _train(flag: flags.FlagValues) -> None:
     """train the adapters and the head of a config; goes on where the workdir stopped"""
     from jaxlora.pipeline import train_run
 
-    train_run(flag.config, flag.workdir, flag.allow_base_mismatch)
+    train_run(flag.config, flag.workdir, flag.allow_base_mismatch, flag.profile)
+
+
+def _sweep(flag: flags.FlagValues) -> None:
+    """train the runs of config.sweep as one program, a folder each; goes on where the workdir stopped"""
+    from jaxlora.sweep import sweep_run
+
+    sweep_run(flag.config, flag.workdir, flag.allow_base_mismatch)
 
 
 def _evaluate(flag: flags.FlagValues) -> None:
@@ -76,6 +83,18 @@ def _report(flag: flags.FlagValues) -> None:
     from jaxlora.eval.report import report
 
     print(report(flag.workdir))
+
+
+def _plan(flag: flags.FlagValues) -> int:
+    """compile a config's training step for a TPU slice, without a TPU: does it fit (if not, exits with 1), its cost"""
+    from jaxlora.plan.topology import leave_accelerators
+
+    leave_accelerators()
+    from jaxlora.plan.plan import plan
+
+    text, fits = plan(flag.config, flag.topology, flag.hbm_gib, flag.search, flag.output)
+    print(text)
+    return 0 if fits else 1
 
 
 def _generate(flag: flags.FlagValues) -> None:
@@ -132,6 +151,7 @@ FLAGS = {
     "workdir": Flag(flags.DEFINE_string, "", "the folder of the run"),
     "base": Flag(flags.DEFINE_string, "", "the Hugging Face directory of the base, if not the one it was trained with"),
     "allow_base_mismatch": Flag(flags.DEFINE_boolean, False, "take a base or a tokenizer that it was not trained with"),
+    "profile": Flag(flags.DEFINE_boolean, False, "trace updates 3 to 5 into WORKDIR/profile"),
     "split": Flag(flags.DEFINE_string, "test", "the split to evaluate"),
     "input": Flag(flags.DEFINE_string, "", "a table of notes: CSV, JSON lines or Parquet"),
     "output": Flag(flags.DEFINE_string, "", "what to write"),
@@ -153,6 +173,9 @@ FLAGS = {
     "source": Flag(flags.DEFINE_string, "", "of hybrid: the folder of mimiciii-demo-1.4 and of the visit notes"),
     "full": Flag(flags.DEFINE_boolean, False, "count the tables of hundreds of millions of rows too"),
     "smallest": Flag(flags.DEFINE_integer, 20, "patients whose notes have a word that is told, at the least"),
+    "topology": Flag(flags.DEFINE_string, "", "a TPU slice, such as v5e:2x4"),
+    "hbm_gib": Flag(flags.DEFINE_float, 0.0, "memory of a device in GiB, if not what its chip has"),
+    "search": Flag(flags.DEFINE_boolean, False, "look for the setting with the least time of an update that fits"),
     "rank": Flag(flags.DEFINE_integer, 0, "of --combine=svd"),
 }
 
@@ -173,10 +196,12 @@ VERBS = {
     "verify-data": Verb(_verify_data, ("config", "workdir"), ("full",)),
     "audit": Verb(_audit, ("config", "workdir"), ("smallest",)),
     "synthesize": Verb(_synthesize, ("tables", "output"), ("patients", "seed", "notes", "source")),
-    "train": Verb(_train, ("config", "workdir"), _BASE),
+    "train": Verb(_train, ("config", "workdir"), (*_BASE, "profile")),
+    "sweep": Verb(_sweep, ("config", "workdir"), _BASE),
     "evaluate": Verb(_evaluate, ("workdir",), ("split", *_BASE)),
     "predict": Verb(_predict, ("workdir", "input", "output"), ("id", "text", *_BASE)),
     "report": Verb(_report, ("workdir",)),
+    "plan": Verb(_plan, ("config", "topology"), ("base", "hbm_gib", "search", "output")),
     "generate": Verb(
         _generate,
         (),

@@ -1,6 +1,12 @@
 """Every field a config can have, with its default; `configs/*.py` change a few of them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from jaxlora.errors import UserError
+from jaxlora.train.rules import RULES
 
 
 def default() -> ConfigDict:
@@ -53,9 +59,58 @@ def default() -> ConfigDict:
     config.select = "best"  # the checkpoint `evaluate` takes: best on validation, or "last"
 
     config.dtype = "float32"  # of the computation; "bfloat16" on accelerators
-    config.remat = "none"  # "full", "save_qkv", "save_dots", "none"
+    config.quantize = ""  # the base's kernels as "int8" or "nf4"
+    config.remat = "none"  # "full", "save_qkv", "offload", "save_dots", "none": from little memory to little work
+    config.accumulate = 1  # parts in which the rows of an update go through the model, one after the other
     config.loss_chunk = 512  # positions of a row whose logits exist at one time
-    config.mesh = ConfigDict({"fsdp": 1, "tensor": 1})  # the remaining devices are `data`
+    config.attention = ConfigDict({"kernel": "auto", "block": 512})  # "splash" (TPU), "cudnn" (GPU), "xla"
+    config.mesh = ConfigDict({"fsdp": 0, "tensor": 1})  # fsdp 0: the least that fits; the other devices are `data`
+    config.mesh.rules = ConfigDict(RULES)  # logical axis of a parameter -> mesh axis, or "" for none
+
+    config.keep = ConfigDict({"last": 2, "best": 1})  # checkpoints that stay
+    config.wandb = ""  # the Weights & Biases project to log to; "" logs to no one
+    config.sweep = ()  # what `sweep` varies, a run each: (("a name", {"learning_rate": 1e-3}), ...)
+    return config
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Checks the numbers of a config that can be too small or too large.
+
+    Raises:
+      UserError: one is.
+    """
+    for field, least in (("data.length", 2), ("epochs", 1), ("loss_chunk", 1), ("keep.last", 1), ("keep.best", 0)):
+        if field_of(config, field) < least:
+            raise UserError(f"config.{field} is {field_of(config, field)}; it must be {least} or more")
+    if not 0 <= config.warmup <= 1:
+        raise UserError(f"config.warmup is {config.warmup}; it is a share of the updates, from 0 to 1")
+
+
+def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    """Returns the fields of a config by their dotted names, tuples as lists."""
+    result = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            result.update(flat(value, f"{prefix}{name}."))
+        else:
+            result[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def wrong_field(config: Mapping) -> str:
+    """Returns which field of a config is missing or of another type, and what it should be; "" where none is."""
+    found = flat(config)
+    for field, value in flat(default()).items():
+        kind = {float: int | float}.get(type(value), type(value))
+        if not isinstance(found.get(field), kind):
+            return f"{field} is missing or no {'tuple' if kind is list else type(value).__name__}"
+    return ""
+
+
+def field_of(config: ConfigDict, field: str) -> Any:
+    """Returns a field by its dotted name."""
+    for name in field.split("."):
+        config = config[name]
     return config
 
 

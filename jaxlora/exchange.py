@@ -122,6 +122,9 @@ def export_adapter(
 def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch: bool = False) -> str:
     """Writes the base with a run's active adapters merged in as a Hugging Face directory, and computes with both.
 
+    They are merged into the weights as the base's files have them, in a run with a quantised base too: its codes would
+    have to be quantised anew, or written at full size with their error.
+
     Args:
       base, allow_base_mismatch: as in `pipeline.evaluate_run`.
 
@@ -135,7 +138,7 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
     run = RestoredRun(workdir, base, allow_base_mismatch)
     if run.kind in ANNOTATED:
         raise UserError(f"--workdir: {workdir} marks parts of notes, which no merged model does; take export-adapter")
-    shape, labels = run.model.config, run.labels
+    shape, labels = dataclasses.replace(run.model.config, quantize=""), run.labels
     tokens = np.random.default_rng(0).integers(0, shape.vocab, (8, 64), np.int32)
     wanted = _logits(run.model, tokens, tuple(run.config.active))
     del run.model  # there may be no room for both
@@ -143,10 +146,14 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
         merge.write_merged(folder, run.config.base, list(adapters.values()), head, run.kind, labels, run.tokenizer.eos)
         abstract = nnx.eval_shape(lambda: Llama(shape, {}, len(labels), rngs=nnx.Rngs(0)))
         definition, state = nnx.split(abstract)
-        written = nnx.merge(definition, load_base(str(folder), abstract, shardings(run.mesh, state)))
+        placed = shardings(run.mesh, state, run.config.mesh.rules)
+        written = nnx.merge(definition, load_base(str(folder), abstract, placed))
         found = _logits(written, tokens, ())
     difference = np.abs(found - wanted).max()
-    return f"largest logit difference {difference:.2e} (largest logit {np.abs(wanted).max():.2f})"
+    result = f"largest logit difference {difference:.2e} (largest logit {np.abs(wanted).max():.2f})"
+    if run.config.quantize:
+        result += f": the run's base is in {run.config.quantize}, the written model's weights are the original ones"
+    return result
 
 
 def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapter], np.ndarray | None]:

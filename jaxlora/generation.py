@@ -21,7 +21,8 @@ from jaxlora.models.generate import make_generate, pad_left
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
-from jaxlora.train.mesh import make_mesh, put_batch, replicated, start_distributed
+from jaxlora.train.memory import lay_out
+from jaxlora.train.mesh import put_batch, replicated, start_distributed
 
 _BATCH = 16
 _STEP = 64  # prompts are padded to a multiple of it, so that few lengths are compiled
@@ -118,7 +119,7 @@ def _complete(prompts, sampling, workdir, base, config, allow_base_mismatch) -> 
         if not config.base:
             raise UserError("--base is not set; give it, or the --workdir of a run")
         tokenizer = Tokenizer(config.base)
-        mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
+        mesh = lay_out(config, 0)
         belongs = {} if allow_base_mismatch else checkpoint.belongs_to(config.base, tokenizer)
         model = assemble(config, 0, mesh, True, belongs)
     stop = {*stop_tokens(config.base), tokenizer.eos} - {None}

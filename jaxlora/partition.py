@@ -13,7 +13,7 @@ import fnmatch
 import math
 from collections.abc import Sequence
 
-import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxlora.errors import UserError, nearest
@@ -42,10 +42,10 @@ def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozense
     """
     present, chosen = _present(model), set()
     for pattern in patterns:
-        matched = _matched(pattern, present)
-        if not matched:
+        named = matched(pattern, present)
+        if not named:
             raise UserError(f"config.trainable: {pattern!r} matches no partition{nearest(pattern, present)}")
-        chosen |= matched
+        chosen |= named
     if not chosen:
         raise UserError(f"config.trainable is empty: name what is to be trained, of {', '.join(present)}")
     return frozenset(chosen)
@@ -54,7 +54,7 @@ def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozense
 def stored_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozenset[str]:
     """Returns the partitions that a checkpoint of the run holds: all but the base, and the base too where it is
     trained."""
-    trains_base = any("base" in _matched(pattern, ["base"]) for pattern in patterns)
+    trains_base = any("base" in matched(pattern, ["base"]) for pattern in patterns)
     return frozenset(name for name in partitions(model) if name != "base" or trains_base)
 
 
@@ -63,7 +63,8 @@ def _present(model: nnx.Module) -> list[str]:
     return [name for name in partitions(model) if not name.startswith("initial/")]
 
 
-def _matched(pattern: str, present: Sequence[str]) -> set[str]:
+def matched(pattern: str, present: Sequence[str]) -> set[str]:
+    """Returns those of the partitions `present` that a pattern names."""
     return {*fnmatch.filter(present, pattern), *fnmatch.filter(present, f"adapter/{pattern}")}
 
 
@@ -97,13 +98,20 @@ def select(state: nnx.State, chosen: Sequence[str]) -> nnx.State:
     return nnx.from_flat_state(items(state, chosen))
 
 
+def _parameters(path: tuple[str, ...], leaf: nnx.Variable) -> int:
+    """How many parameters a leaf holds: two in a byte of nf4 codes, and the scales of a quantised kernel are none."""
+    if path[-1] == "scales":
+        return 0
+    return math.prod(leaf.shape) * (2 if path[-1] == "codes" and leaf.dtype == jnp.uint8 else 1)
+
+
 def table(model: nnx.Module, active: Sequence[str], patterns: Sequence[str]) -> str:
     """Returns the table of partitions printed at the start of a run: parameters, active, trainable."""
     chosen = trainable_partitions(model, patterns)
     counts: dict[str, int] = {}
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         name = partition_of(path)
-        counts[name] = counts.get(name, 0) + sum(math.prod(x.shape) for x in jax.tree.leaves(leaf))
+        counts[name] = counts.get(name, 0) + _parameters(path, leaf)
     lines = [f"{'partition':<24}{'parameters':>16}  active  trainable"]
     for name, count in sorted(counts.items()):
         is_active = name in ("base", "head") or name.split("/")[1] in active

@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import files, partition
+from jaxlora.config import check_ranges, field_of, wrong_field
 from jaxlora.data import builders, examples, tables
 from jaxlora.data.examples import ANNOTATED, Task
 from jaxlora.data.loader import Batches
@@ -20,82 +23,127 @@ from jaxlora.data.mixture import mix
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
 from jaxlora.errors import UserError, one_of
 from jaxlora.eval import metrics
+from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.interop.llama_config import read_config
+from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.plan.refusal import check_fits
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import adapter_specs, assemble
+from jaxlora.train.logs import wandb_module
 from jaxlora.train.loop import fit
-from jaxlora.train.mesh import make_mesh, start_distributed
+from jaxlora.train.memory import lay_out, share_cores
+from jaxlora.train.mesh import check_batch, own_rows, start_distributed
 from jaxlora.train.objective import Objective, balanced_weights
 
 
-def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False) -> None:
+def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False, profile: bool = False) -> None:
     """Trains one row: `WORKDIR/config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`; resumes what is there.
 
     Args:
       allow_base_mismatch: starts from adapters that were trained on another base.
+      profile: traces a few updates into `WORKDIR/profile`.
 
     Raises:
       UserError: a field of the config that is missing or wrong, or one that differs from the run to be resumed.
     """
     start_distributed()
-    _check_fields(config)
+    check_fields(config)
+    if config.sweep:
+        raise UserError(
+            "config.sweep is set, which `train` does not read; run `jaxlora sweep`, or give --config.sweep="
+        )
+    share_cores(config.base)
     resumed = checkpoint.exists(workdir)
     if resumed:
         checkpoint.check_same_run(workdir, config)
-    prepared = builders.load(config.data.dir, config.data.name)
+    prepared = open_dataset(config)
     task, labels = prepared.task, len(prepared.task.outputs)
-    if task.kind not in ("lm", *ANNOTATED) and config.data.long_notes == "chunk":
+    mesh = lay_out(config, labels, config.trainable)
+    check_batch(mesh, config.batch_size, config.accumulate)
+    check_fits(config, labels, mesh)
+    specs = adapter_specs(config, read_config(config.base).layers)
+    tokenizer = Tokenizer(config.base)
+    notes, held_out = read_notes(config, prepared, tokenizer)
+    belongs = checkpoint.belongs_to(config.base, tokenizer)
+    # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
+    told = print if jax.process_index() == 0 else lambda _: None
+    model = assemble(config, labels, mesh, not resumed, {} if allow_base_mismatch else belongs, report=told)
+    told(partition.table(model, config.active, config.trainable))
+
+    objective = Objective(task.kind, tuple(config.active), class_weights(config, task, notes), config.loss_chunk)
+    own = own_rows(mesh, config.batch_size)
+    batches = Batches(notes, config.data.length, config.batch_size, labels, config.epochs, config.seed, own)
+    features = Features(nnx.graphdef(model), objective, mesh) if can_keep(config, task.kind) else None
+    validate = None
+    if held_out is not None:
+        in_order = Batches(held_out, config.data.length, config.batch_size, seed=None, own=own)
+        step = make_predict_step(nnx.graphdef(model), objective, mesh)
+        validate = validation(step, in_order, task, mesh, features)
+    metadata = {**belongs, **describe(specs, task, notes)}
+    if jax.process_index() == 0:
+        checkpoint.write_config(workdir, config)
+    keep = features.of if features else None
+    fit(config, workdir, model, objective, batches, validate, metadata, mesh, allow_base_mismatch, keep, profile)
+
+
+def open_dataset(config: ConfigDict) -> builders.Prepared:
+    """Returns the dataset of a config.
+
+    Raises:
+      UserError: there is no such dataset, or its notes may not be read as `config.data.long_notes` says.
+    """
+    prepared = builders.load(config.data.dir, config.data.name)
+    if prepared.task.kind not in ("lm", *ANNOTATED) and config.data.long_notes == "chunk":
         raise UserError(
             "config.data.long_notes = 'chunk' is for notes without labels; an outcome reads 'truncate'd notes"
         )
-    mesh = make_mesh(config.mesh.fsdp, config.mesh.tensor)
-    if config.batch_size < 1 or config.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise UserError(
-            f"config.batch_size is {config.batch_size}; it must be a multiple of the {mesh.shape['data']} data by "
-            f"{mesh.shape['fsdp']} fsdp devices"
-        )
-    specs = adapter_specs(config, read_config(config.base).layers)
-    tokenizer = Tokenizer(config.base)
+    return prepared
+
+
+def read_notes(
+    config: ConfigDict, prepared: builders.Prepared, tokenizer: Tokenizer
+) -> tuple[TokenizedNotes, TokenizedNotes | None]:
+    """Returns the training notes of a run, and the validation notes where there are any."""
     notes = _tokenized(config, prepared, "train", tokenizer)
     if config.data.mix:
-        notes = _mixed(config, task, notes, tokenizer)
+        notes = _mixed(config, prepared.task, notes, tokenizer)
     held_out = _tokenized(config, prepared, "validation", tokenizer) if prepared.splits.get("validation") else None
-    belongs = checkpoint.belongs_to(config.base, tokenizer)
-    # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
-    model = assemble(config, labels, mesh, not resumed, {} if allow_base_mismatch else belongs)
-    print(partition.table(model, config.active, config.trainable))
+    return notes, held_out
 
-    weights = ()
-    if config.class_weights and task.kind in ("binary", "multiclass"):
-        weights = balanced_weights(notes.labels, labels)
-    objective = Objective(task.kind, tuple(config.active), weights, config.loss_chunk)
-    batches = Batches(notes, config.data.length, config.batch_size, labels, config.epochs, config.seed)
-    validate = None
-    if held_out is not None:
-        in_order = Batches(held_out, config.data.length, config.batch_size, seed=None)
-        validate = _validation(nnx.graphdef(model), objective, in_order, task, mesh)
-    metadata = {
-        **belongs,
+
+def class_weights(config: ConfigDict, task: Task, notes: TokenizedNotes) -> tuple[float, ...]:
+    """Returns the weight of each class in the loss, or () for none."""
+    weighs = config.class_weights and task.kind in ("binary", "multiclass")
+    return balanced_weights(notes.labels, len(task.outputs)) if weighs else ()
+
+
+def describe(specs: Mapping[str, LoraSpec], task: Task, notes: TokenizedNotes) -> dict[str, Any]:
+    """Returns what a run's checkpoints say of it, beside its base and tokenizer."""
+    return {
         "adapters": {name: checkpoint.spec_json(spec) for name, spec in specs.items()},
         "kind": task.kind,
         "labels": list(task.outputs),
         "training set": notes.fingerprint,
     }
-    if jax.process_index() == 0:
-        checkpoint.write_config(workdir, config)
-    fit(config, workdir, model, objective, batches, validate, metadata, mesh, allow_base_mismatch)
 
 
-def _validation(
-    definition: nnx.GraphDef, objective: Objective, batches: Batches, task: Task, mesh: Mesh
-) -> Callable[[nnx.State], tuple[float, dict[str, float]]]:
-    """Returns what `fit` calls to validate: the model's whole state to a score, larger for better, and metrics."""
-    step = make_predict_step(definition, objective, mesh)
+def validation(
+    step: Callable, batches: Batches, task: Task, mesh: Mesh, features: Features | None = None
+) -> Callable[[nnx.State, Callable[[], None]], tuple[float, dict[str, float]]]:
+    """Returns what `fit` calls to validate: the model's whole state to a score, larger for better, and metrics.
 
-    def validate(state: nnx.State) -> tuple[float, dict[str, float]]:
-        predictions = predict(step, state, batches, task.kind, task.outputs, mesh)
+    Args:
+      step: of `make_predict_step`.
+      features: where they can be kept, they are made at the first validation and serve those after it.
+    """
+
+    def validate(state: nnx.State, check: Callable[[], None]) -> tuple[float, dict[str, float]]:
+        nonlocal batches, features
+        if features:
+            batches, features = features.of(batches, state, check), None
+        predictions = predict(step, state, batches, task.kind, task.outputs, mesh, check)
         if not np.isfinite(predictions.logits).all():
             return float("nan"), {}
         values = metrics.evaluate(predictions)
@@ -128,6 +176,7 @@ def evaluate_run(
     Raises:
       UserError: `workdir` is no trained run, its base or tokenizer has changed, or the dataset has no such split.
     """
+    share_cores(base or checkpoint.read_config(workdir).base)
     run = RestoredRun(workdir, base, allow_base_mismatch)
     prepared = builders.load(run.config.data.dir, run.config.data.name)
     if (prepared.task.kind, prepared.task.outputs) != (run.kind, run.labels):
@@ -165,12 +214,14 @@ def predict_run(
     Raises:
       UserError: a missing column, a note without text, or a run that has no head.
     """
+    share_cores(base or checkpoint.read_config(workdir).base)
     run = RestoredRun(workdir, base, allow_base_mismatch)
     if run.kind == "lm":
         raise UserError(f"--workdir: {workdir} is a language-model run and has no head; give a downstream run")
     if run.kind in ANNOTATED:
         raise UserError(f"--workdir: {workdir} marks parts of notes, which have no score each; take `jaxlora evaluate`")
-    key = examples.load_key(workdir)
+    first = jax.process_index() == 0  # it alone writes, the table as well as a new key
+    key = examples.load_key(workdir) if first else b""
     rows = []
     for number, cells in tables.rows(table, (id_column, text_column)):
         for column, what in ((id_column, "id"), (text_column, "text")):
@@ -184,13 +235,15 @@ def predict_run(
     writer.writerow(["row", "id", *run.labels])
     for number, (row, values) in enumerate(zip(rows, scores, strict=True), 1):
         writer.writerow([number, row["id"], *(f"{value:.6f}" for value in values)])
-    files.write(output, text.getvalue())
+    if first:
+        files.write(output, text.getvalue())
     return len(rows)
 
 
 def _tokenized(config: ConfigDict, prepared: builders.Prepared, split: str, tokenizer: Tokenizer) -> TokenizedNotes:
     source = prepared.split(split)
-    with tqdm(total=len(source), desc=f"tokenizing {split}", unit="note", leave=False) as bar:
+    hidden = jax.process_index() > 0
+    with tqdm(total=len(source), desc=f"tokenizing {split}", unit="note", leave=False, disable=hidden) as bar:
         kind = prepared.task.kind
         return tokenize(source, tokenizer, config.data.length, config.data.long_notes, bar.update, kind)
 
@@ -206,27 +259,30 @@ def _mixed(config: ConfigDict, task: Task, notes: TokenizedNotes, tokenizer: Tok
         corpora.append(_tokenized(config, other, "train", tokenizer))
         weights.append(weight)
     mixed = mix(corpora, weights, config.seed)
-    for name, corpus, weight in zip(names, corpora, weights, strict=True):
-        print(f"{name}: {len(corpus.tokens):,} tokens, weight {weight:g}")
+    if jax.process_index() == 0:
+        for name, corpus, weight in zip(names, corpora, weights, strict=True):
+            print(f"{name}: {len(corpus.tokens):,} tokens, weight {weight:g}")
     return mixed
 
 
-def _check_fields(config: ConfigDict) -> None:
+def check_fields(config: ConfigDict) -> None:
+    """Checks what needs no data.
+
+    Raises:
+      UserError: a field is not set, or out of range.
+    """
+    wrong = wrong_field(json.loads(config.to_json_best_effort()))
+    if wrong:
+        raise UserError(f"config.{wrong}; `jaxlora/config.py` has every field")
     for field in ("base", "data.dir", "data.name"):
-        if not _get(config, field):
+        if not field_of(config, field):
             raise UserError(f"config.{field} is not set; give it with --config.{field}=")
-    for field, least in (("data.length", 2), ("epochs", 1), ("loss_chunk", 1)):
-        if _get(config, field) < least:
-            raise UserError(f"config.{field} is {_get(config, field)}; it must be {least} or more")
+    check_ranges(config)
     for part in config.data.mix:
         if not (isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[0], str)):
             raise UserError(
                 "config.data.mix: not pairs of a corpus and its weight; give \"(('clinical_corpus/mimic3', 0.5),)\""
             )
+    if config.wandb:
+        wandb_module()
     one_of("config.select", config.select, ("best", "last"))
-
-
-def _get(config: ConfigDict, field: str) -> str:
-    for name in field.split("."):
-        config = config[name]
-    return config

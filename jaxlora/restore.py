@@ -3,6 +3,7 @@
 from flax import nnx
 
 from jaxlora import partition
+from jaxlora.config import default
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
@@ -10,7 +11,8 @@ from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import Predictions
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
-from jaxlora.train.mesh import make_mesh, start_distributed
+from jaxlora.train.memory import lay_out
+from jaxlora.train.mesh import own_rows, start_distributed
 from jaxlora.train.objective import Objective
 
 
@@ -31,6 +33,9 @@ class RestoredRun:
         start_distributed()
         self.config = checkpoint.read_config(workdir)
         self.config.base = base or self.config.base
+        # This machine need not be of the kind that trained.
+        self.config.attention.kernel, self.config.attention.block = "auto", default().attention.block
+        self.config.mesh.fsdp, self.config.mesh.tensor = 0, 1
         checkpoints = checkpoint.Checkpoints(workdir)
         try:
             step = checkpoints.choose(self.config.select)
@@ -40,8 +45,9 @@ class RestoredRun:
                 found = checkpoint.belongs_to(self.config.base, self.tokenizer)
                 checkpoint.check_belongs(workdir, metadata, found)
             self.kind, self.labels = metadata["kind"], tuple(metadata["labels"])
-            self.mesh = make_mesh(self.config.mesh.fsdp, self.config.mesh.tensor)
-            model = assemble(self.config, len(self.labels) if head else 0, self.mesh, fresh=False)
+            labels = len(self.labels) if head else 0
+            self.mesh = lay_out(self.config, labels)
+            model = assemble(self.config, labels, self.mesh, fresh=False)
             definition, state = nnx.split(model)
             stored = partition.stored_partitions(model, self.config.trainable)
             if not head and self.labels and "base" in stored:
@@ -58,6 +64,9 @@ class RestoredRun:
         """Returns the predictions for a split's notes."""
         definition, state = nnx.split(self.model)
         objective = Objective(self.kind, tuple(self.config.active), loss_chunk=self.config.loss_chunk)
-        batches = Batches(notes, self.config.data.length, self.config.batch_size, seed=None)
+        # The devices of now may not divide the rows of an update, and predictions do not depend on how many there are.
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        rows = -(-self.config.batch_size // devices) * devices
+        batches = Batches(notes, self.config.data.length, rows, seed=None, own=own_rows(self.mesh, rows))
         step = make_predict_step(definition, objective, self.mesh)
         return predict(step, state, batches, self.kind, self.labels, self.mesh)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 # The programs are tiny: compiling them costs more than running them, and XLA's optimizations double that.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# And one device, so that the bits do not depend on how many cores a machine has.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ.setdefault("XLA_FLAGS", f"{QUICK} --xla_force_host_platform_device_count=1")
 
 from jaxlora import cli  # noqa: E402
 from jaxlora.data import synthetic  # noqa: E402
@@ -226,6 +228,42 @@ def trained(small) -> Small:
         assert small.run("train", *small.flags(step), f"--workdir={workdir}") == 0
         assert small.run("evaluate", f"--workdir={workdir}") == 0
     return small
+
+
+PATCHED = """
+import os, resource, signal, sys
+from jaxlora import cli
+from jaxlora.train import loop
+from jaxlora.train.checkpoint import Checkpoints
+
+def after(function, number, action):
+    calls = []
+    def patched(*arguments, **named):
+        result = function(*arguments, **named)
+        calls.append(True)
+        if len(calls) == number:
+            action()
+        return result
+    return patched
+
+def at_update(number, action):
+    real = loop.make_train_step
+    loop.make_train_step = lambda *arguments: after(real(*arguments), number, action)
+
+def at_save(number, action):
+    Checkpoints.save = after(Checkpoints.save, number, action)
+
+send = lambda number: os.kill(os.getpid(), number)
+{patch}
+sys.exit(cli.main(["jaxlora", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture(scope="session")
+def patched() -> Callable[..., list[str]]:
+    """The command line as a process of its own in which something happens: `patched(code, verb, *arguments)`, with
+    `at_update(number, action)`, `at_save(number, action)` and `send(signal)` at the code's hand."""
+    return lambda code, *arguments: [sys.executable, "-c", PATCHED.replace("{patch}", code), *map(str, arguments)]
 
 
 @pytest.fixture

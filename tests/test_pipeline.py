@@ -14,13 +14,16 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
+from jaxlora.config import default
 from jaxlora.data import builders
 from jaxlora.data.examples import split_of
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import Tokenizer, tokenize
+from jaxlora.errors import UserError
 from jaxlora.eval import metrics
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import load
+from jaxlora.pipeline import check_fields
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh
@@ -308,6 +311,31 @@ def test_a_config_with_a_field_of_another_type(trained, tmp_path, refused, chang
     line = refused("evaluate", f"--workdir={run}")
     field = "data.dir" if "data" in change else next(iter(change))
     assert f"{run / 'config.json'}: {field} is missing or no " in line
+
+
+def test_a_run_from_before_a_field_existed(trained, tmp_path):
+    run = shutil.copytree(trained.downstream, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    for field in ("quantize", "accumulate", "attention", "keep", "wandb", "sweep"):
+        del config[field]
+    del config["mesh"]["rules"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert trained.run("evaluate", f"--workdir={run}") == 0
+    assert json.loads((run / "metrics-test.json").read_text()) == json.loads(
+        (trained.downstream / "metrics-test.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("change", [{"wandb": None}, {"epochs": None}, {"keep": {"last": 1}}])
+def test_a_config_that_lacks_a_value(trained, change):
+    config = default()
+    config.base, config.data.dir, config.data.name = "base", "data", "name"
+    check_fields(config)
+    with config.unlocked():
+        for field, value in change.items():
+            config[field] = value
+    with pytest.raises(UserError, match=r"^config\.(wandb|epochs|keep\.best) is missing or no "):
+        check_fields(config)
 
 
 def test_several_corpora_are_mixed_by_weight(trained, tmp_path, capsys):

@@ -7,6 +7,7 @@ state of the iterator is one integer.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import grain
 import numpy as np
@@ -96,9 +97,15 @@ class PackedRows:
         plan, row = self.plans[epoch], index - self.starts[epoch]
         return plan.pieces[plan.rows[row] : plan.rows[row + 1]]
 
+    def notes(self, index: int) -> np.ndarray:
+        """Returns the `notes` of a row alone."""
+        notes, found = np.zeros(max_segments(self.length), np.int32), self.data.notes[self.pieces(index)] + 1
+        notes[: len(found)] = found
+        return notes
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         tokens, segments, positions = (np.zeros(self.length, np.int32) for _ in range(3))
-        notes = np.zeros(max_segments(self.length), np.int32)
+        notes = self.notes(index)
         of_tokens = self.data.kind == "tokens"
         labels = np.full(self.length if of_tokens else (len(notes), 2), -1, np.int32)
         at = 0
@@ -106,7 +113,6 @@ class PackedRows:
             ids = self.data.tokens[self.data.offsets[piece] : self.data.offsets[piece + 1]]
             here = slice(at, at + len(ids))
             tokens[here], segments[here], positions[here] = ids, number + 1, np.arange(len(ids))
-            notes[number] = self.data.notes[piece] + 1
             if self.labelled and of_tokens:
                 labels[here] = self.data.labels[self.data.offsets[piece] : self.data.offsets[piece + 1]]
             elif self.labelled:
@@ -126,6 +132,8 @@ class Batches:
       epochs: how often the notes are seen, each time shuffled and packed anew; the last rows that fill no batch are
         dropped.
       seed: of the shuffling; None keeps the order and fills the last batch up with empty rows, for evaluation.
+      own: the rows of a batch that are built, those that lie on this host's devices; None builds all. Of the others
+        `notes` alone are there, the rest is as in an empty row.
     """
 
     def __init__(
@@ -136,9 +144,11 @@ class Batches:
         labels: int = 0,
         epochs: int = 1,
         seed: int | None = 0,
+        own: Iterable[int] | None = None,
     ):
         rngs = [None if seed is None else np.random.default_rng((seed, epoch)) for epoch in range(epochs)]
         self.notes, self.labels, self.batch_size = notes, labels, batch_size
+        self.own = range(batch_size) if own is None else own
         self.rows = PackedRows(notes, [pack(notes.lengths, length, rng) for rng in rngs], length, bool(labels))
         self.partial = seed is None or len(self.rows) < batch_size
         full, rest = divmod(len(self.rows), batch_size)
@@ -149,14 +159,35 @@ class Batches:
 
     def __iter__(self) -> grain.DatasetIterator:
         """Returns a Grain iterator over the batches; its state says how far it is."""
-        dataset = grain.MapDataset.source(self.rows).batch(self.batch_size, drop_remainder=not self.partial)
-        dataset = dataset.map(self._finish)
+        dataset = grain.MapDataset.range(self.count).map(self._batch)
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
-    def _finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        short = self.batch_size - len(batch["tokens"])
-        if short:
-            batch = {name: _filled(name, rows, short) for name, rows in batch.items()}
+    def lengths(self, number: int) -> np.ndarray:
+        """Returns how many tokens each piece of a batch has, over all hosts."""
+        return np.concatenate([self.notes.lengths[self.rows.pieces(index)] for index in self._indices(number)])
+
+    def _indices(self, number: int) -> range:
+        """The numbers of the rows of a batch."""
+        return range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.rows)))
+
+    def _notes(self, indices: range) -> np.ndarray:
+        """The `notes` of a batch, `[batch, max_segments]`, over all hosts."""
+        notes = np.zeros((self.batch_size, max_segments(self.rows.length)), np.int32)
+        notes[: len(indices)] = [self.rows.notes(index) for index in indices]
+        return notes
+
+    def _rows(self, indices: range) -> dict[str, np.ndarray]:
+        empty = {name: np.full_like(x, -1 if name == "labels" else 0) for name, x in self.rows[indices[0]].items()}
+        batch = {name: np.broadcast_to(x, (self.batch_size, *x.shape)).copy() for name, x in empty.items()}
+        batch["notes"] = self._notes(indices)
+        for row in self.own:
+            if row < len(indices):
+                for name, values in self.rows[indices[row]].items():
+                    batch[name][row] = values
+        return batch
+
+    def _batch(self, number: int) -> dict[str, np.ndarray]:
+        batch = self._rows(self._indices(number))
         if self.labels and "labels" not in batch:
             batch["labels"] = self._labels(batch["notes"])
         return batch
@@ -168,8 +199,3 @@ class Batches:
         for place in zip(*np.nonzero(notes), strict=True):
             hot[place][self.notes.labels[notes[place] - 1]] = 1.0
         return hot
-
-
-def _filled(name: str, rows: np.ndarray, count: int) -> np.ndarray:
-    """Returns the rows and `count` empty ones."""
-    return np.concatenate([rows, np.full((count, *rows.shape[1:]), -1 if name == "labels" else 0, rows.dtype)])

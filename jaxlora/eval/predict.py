@@ -13,7 +13,7 @@ from tqdm import tqdm
 from jaxlora.data.loader import Batches
 from jaxlora.eval import spans
 from jaxlora.eval.predictions import Predictions
-from jaxlora.train.mesh import put_batch, replicated
+from jaxlora.train.mesh import put_batch, replicated, traced_on
 from jaxlora.train.objective import Objective
 
 
@@ -42,30 +42,29 @@ def make_predict_step(definition: nnx.GraphDef, objective: Objective, mesh: Mesh
         sums = {"nll": nll, "base_nll": base_nll, "tokens": weights}
         return {name: jnp.einsum("BT,BTS->BS", x, of_segment) for name, x in sums.items()}
 
-    return jax.jit(step, out_shardings=replicated(mesh))
+    return jax.jit(traced_on(mesh, step), out_shardings=replicated(mesh))
 
 
 def predict(
-    step: Callable, state: nnx.State, batches: Batches, kind: str, names: tuple[str, ...], mesh: Mesh
+    step: Callable,
+    state: nnx.State,
+    batches: Batches,
+    kind: str,
+    names: tuple[str, ...],
+    mesh: Mesh,
+    check: Callable[[], None] = lambda: None,
 ) -> Predictions:
     """Predicts every note of a split once.
 
     Args:
       step: of `make_predict_step`. state: the model's whole state.
       batches: the split, in order and without labels. names: label names.
+      check: called at every batch; an exception of its own ends the prediction.
     """
     notes = batches.notes
     if notes.kind:
-        return _of_positions(step, state, batches, names, mesh)
-    count = len(notes.ids)
-    sums: dict[str, np.ndarray] = {}
-    for batch in tqdm(batches, total=len(batches), desc="predicting", unit="batch", leave=False):
-        result = jax.device_get(step(state, put_batch(mesh, batch)))
-        where = batch["notes"] > 0
-        for name, values in result.items():
-            total = sums.setdefault(name, np.zeros((count, *values.shape[2:]), np.float32))
-            # A long note in chunks is in several segments: its parts add up.
-            np.add.at(total, batch["notes"][where] - 1, values[where])
+        return _of_positions(step, state, batches, names, mesh, check)
+    sums = by_note(step, state, batches, mesh, "predicting", check)
     empty = np.zeros(0, np.float32)
     return Predictions(
         kind,
@@ -80,13 +79,41 @@ def predict(
     )
 
 
+def by_note(
+    step: Callable,
+    state: nnx.State,
+    batches: Batches,
+    mesh: Mesh,
+    doing: str,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Returns what a step says of each note, `[notes, ...]` by name, where it gives `[batch, max_segments, ...]`.
+
+    Args:
+      step: (state, batch) to arrays by name, each on every device. doing: what the progress bar says.
+      check: as in `predict`.
+    """
+    count = len(batches.notes.ids)
+    sums: dict[str, np.ndarray] = {}
+    for batch in _progress(batches, doing):
+        check()
+        result = jax.device_get(step(state, put_batch(mesh, batch)))
+        where = batch["notes"] > 0
+        for name, values in result.items():
+            total = sums.setdefault(name, np.zeros((count, *values.shape[2:]), np.float32))
+            # A long note in chunks is in several segments: its parts add up.
+            np.add.at(total, batch["notes"][where] - 1, values[where])
+    return sums
+
+
 def _of_positions(
-    step: Callable, state: nnx.State, batches: Batches, names: tuple[str, ...], mesh: Mesh
+    step: Callable, state: nnx.State, batches: Batches, names: tuple[str, ...], mesh: Mesh, check: Callable[[], None]
 ) -> Predictions:
     """Predicts every token of a split, and from the tokens the entities or answers of its notes."""
     notes = batches.notes
     values: dict[str, np.ndarray] = {}
-    for number, batch in enumerate(tqdm(batches, total=len(batches), desc="predicting", unit="batch", leave=False)):
+    for number, batch in enumerate(_progress(batches, "predicting")):
+        check()
         result = jax.device_get(step(state, put_batch(mesh, batch)))
         for row in range(min(batches.batch_size, len(batches.rows) - number * batches.batch_size)):
             at = 0
@@ -112,6 +139,11 @@ def _of_positions(
     labels = np.isin(np.arange(len(notes.ids)), truth[:, 0]).astype(np.int64)
     scores = spans.score_answers(notes, best, truth)
     return Predictions(*about, labels, margins, empty, empty, empty, empty, found, truth, scores)
+
+
+def _progress(batches: Batches, doing: str) -> tqdm:
+    hidden = jax.process_index() > 0
+    return tqdm(batches, total=len(batches), desc=doing, unit="batch", leave=False, disable=hidden)
 
 
 def _dense(labels: np.ndarray | list[np.ndarray] | None, count: int) -> np.ndarray:

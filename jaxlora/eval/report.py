@@ -20,7 +20,8 @@ _OF_NOTES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "accuracy": "accura
 def report(folder: str | Path, seconds: float | None = None) -> str:
     """Writes `report.json`, `report.md` and `figures/*.png` into `folder`, from every evaluated run under it.
 
-    Runs of one row and task, such as those of several seeds, are averaged; the table gives their number and spread.
+    Runs of one row and task, such as those of several seeds, are averaged; the table gives their number and spread. The
+    members of a sweep have a line each.
 
     Args:
       seconds: wall time of the whole, where it is known.
@@ -40,7 +41,8 @@ def report(folder: str | Path, seconds: float | None = None) -> str:
     summary = {"perplexity": {}, "tasks": {}}
     for run in corpora:
         values = metrics.evaluate(run.predictions)
-        for name, value in (("base", "base_perplexity"), ("+".join(run.active), "perplexity")):
+        adapted = ", ".join(["+".join(run.active), *([run.member] if run.member else [])])
+        for name, value in (("base", "base_perplexity"), (adapted, "perplexity")):
             summary["perplexity"].setdefault(name, []).append(values[value])
     columns = {}
     for run in outcomes:

@@ -11,13 +11,15 @@ from jaxlora.rows import ROWS, title_of
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One evaluated run: its dataset, its active adapters, the title of its row, its predictions and its log."""
+    """One evaluated run: its dataset, its active adapters, the title of its row, its predictions, its log, and its
+    name as a member of a sweep."""
 
     dataset: str
     active: tuple[str, ...]
     row: str
     predictions: Predictions
     log: list[dict[str, float]]
+    member: str = ""
 
 
 def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
@@ -34,15 +36,18 @@ def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
 
 
 def _read(predictions: Path) -> Run:
-    path = predictions.parent / "config.json"
+    path, sweep = predictions.parent / "config.json", predictions.parent.parent / "sweep.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         dataset, active = config["data"]["name"], tuple(config["active"])
         row = title_of(active, tuple(config["trainable"]), tuple(config["adapters"]))
         path = predictions.parent / "log.jsonl"
         log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        path, member = sweep, predictions.parent.name
+        if not sweep.exists() or member not in json.loads(sweep.read_text(encoding="utf-8")):
+            member = ""
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy the whole run, or remove its {predictions.name}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; copy it again, or remove {predictions}") from None
-    return Run(dataset, active, row, load(predictions), log)
+    return Run(dataset, active, f"{row}, {member}" if member else row, load(predictions), log, member)

@@ -5,22 +5,20 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from jaxlora import files
 from jaxlora.errors import UserError
 from jaxlora.interop.llama_config import read_config, to_json
+from jaxlora.interop.place import Path_, Target, key, place
 from jaxlora.interop.tensors import TensorFiles, model_files
 from jaxlora.models.llama import Llama
 from jaxlora.models.lora_spec import module_name
@@ -36,9 +34,6 @@ _NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layer
 _NEEDLESS = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|lm_head\.weight|score\.weight")
 _READERS = 8
 _AHEAD = 150_000_000  # bytes read ahead of the devices
-_SMALL = 50_000_000  # bytes, in float32, of a parameter that is stacked on the host
-
-Path_ = tuple[str, ...]
 
 
 def tensor_names(path: Path_, layers: int) -> list[str]:
@@ -57,17 +52,19 @@ def load_base(
     model: Llama,
     shardings: Mapping[Path_, NamedSharding],
     progress: Callable[[int], None] = lambda _: None,
+    quantized: Callable[[str, float], None] = lambda *_: None,
 ) -> nnx.State:
     """Reads the base weights from a Hugging Face directory, each device shard straight from its slices of the files.
 
     Slices are read in parallel, some 150 MB ahead of the devices; beside that the host holds one tensor at a time. A
-    kernel's layers are written one by one into its stack on the devices, transposed there.
+    kernel's layers are written one by one into its stack on the devices, transposed and quantised there.
 
     Args:
       directory: with `model.safetensors`, or `model.safetensors.index.json` and the files it names.
       model: the (abstract) model; its parameters give shapes and dtypes.
       shardings: a sharding for each parameter to load: the base's, or also the head's, of a merged model.
       progress: called with the bytes of each tensor as it is on the devices.
+      quantized: called with the name of each tensor that is quantised and its relative error (Frobenius).
 
     Returns:
       The state of those parameters, on the devices.
@@ -77,31 +74,58 @@ def load_base(
         holds NaN or infinity.
     """
     source = model_files(directory)
-    leaves = {path: leaf for path, leaf in nnx.to_flat_state(nnx.state(model)) if path in shardings}
-    names = {path: tensor_names(path, model.config.layers) for path in leaves}
-    for path, leaf in leaves.items():
-        for name in names[path]:
-            source.check(name, _stored_shape(path, leaf.shape), "config.json")
-    expected = {name for every in names.values() for name in every}
+    targets = _targets(model, shardings)
+    for target in targets:
+        for name in target.names:
+            source.check(name, target.shape, "config.json")
+    expected = {name for target in targets for name in target.names}
     for name in source.names:
         if name not in expected and not _NEEDLESS.fullmatch(name):
             raise UserError(
                 f"{source.where[name]}: tensor {name!r} has no place in the model that config.json makes; "
                 "download both again"
             )
-    jobs = [(path, name) for path in leaves for name in names[path]]
-    parts = _read_ahead(source, [(name, _stored(path, shardings[path])) for path, name in jobs])
-    loaded, finite = {}, {}
-    for path, leaf in leaves.items():
-        place = _place_on_host if math.prod(leaf.shape) * 4 <= _SMALL else _place_on_devices
-        shards = ((name, next(parts)) for name in names[path])
-        value, found = place(path, leaf, shardings[path], shards, lambda name: progress(source.bytes(name)))
-        loaded[path] = leaf.replace(value)
-        finite |= found
-    for name, is_finite in finite.items():
-        if not is_finite:
+    parts = _read_ahead(source, [(name, target.stored) for target in targets for name in target.names])
+    loaded, checks = [], {}
+    for target in targets:
+        shards = ((name, next(parts)) for name in target.names)
+        values, found = place(target, shards, lambda name: progress(source.bytes(name)))
+        loaded += [
+            (path, leaf.replace(value)) for (path, leaf), value in zip(target.leaves.items(), values, strict=True)
+        ]
+        checks |= found
+    for name, check in checks.items():
+        if not check.finite:
             raise UserError(f"{source.where[name]}: tensor {name!r} holds NaN or infinity; download it again")
-    return nnx.from_flat_state(list(loaded.items()))
+    for target in targets:
+        for name in target.names if target.quantize else ():
+            quantized(name, float(checks[name].error))
+    return nnx.from_flat_state(loaded)
+
+
+def _targets(model: Llama, shardings: Mapping[Path_, NamedSharding]) -> list[Target]:
+    """What the tensors become, in the order of the parameters."""
+    wholes: dict[Path_, dict[Path_, nnx.Variable]] = {}
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        if path in shardings:
+            wholes.setdefault(path[:3], {})[path] = leaf
+    targets = []
+    for path, leaves in wholes.items():
+        is_quantized = path not in leaves  # but its codes and its scales are, in this order
+        if is_quantized:
+            shape = model.config.features(path[1])
+        else:
+            shape = leaves[path].shape[1 if path[0] == "blocks" else 0 :]
+        targets.append(
+            Target(
+                tensor_names(path, model.config.layers),
+                shape if path[0] == "embedding" else shape[::-1],
+                leaves,
+                shardings,
+                model.config.quantize if is_quantized else "",
+            )
+        )
+    return targets
 
 
 def base_bytes(directory: str | Path) -> int:
@@ -174,89 +198,11 @@ def _state_of(directory: Path) -> tuple:
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in kept)
 
 
-def _stored_shape(path: Path_, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one tensor in the file: without the layer axis, a kernel transposed."""
-    shape = shape[1:] if path[0] == "blocks" else shape
-    return shape if path[0] == "embedding" else shape[::-1]
-
-
-def _stored(path: Path_, placed: NamedSharding) -> NamedSharding:
-    """Where the axes of one tensor of the file lie, so that each device reads what it will hold."""
-    axes = tuple(placed.spec)[1:] if path[0] == "blocks" else tuple(placed.spec)
-    return NamedSharding(placed.mesh, PartitionSpec(*(axes if path[0] == "embedding" else axes[::-1])))
-
-
-def _place_on_devices(path, leaf, placed, shards, done) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Writes the tensors of a parameter one by one into their place; gives it, and whether each tensor is finite."""
-    stacked, stored = path[0] == "blocks", _stored(path, placed)
-    turn = _turn(path[0] != "embedding", jnp.dtype(leaf.dtype).name, _of_layer(placed) if stacked else placed)
-    value = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=placed)(leaf.shape, leaf.dtype) if stacked else None
-    finite = {}
-    for name, parts in shards:  # without enumerate, which keeps what it gave last while the next tensor comes
-        shape = _stored_shape(path, leaf.shape)
-        tensor = jax.make_array_from_callback(shape, stored, lambda index, parts=parts: parts[_key(index)])
-        new, finite[name] = turn(tensor)
-        value = _insert(placed)(value, new, len(finite) - 1) if stacked else new
-        del parts, tensor, new  # these too would live on
-        jax.block_until_ready(value)  # else the host would run ahead with every tensor in memory
-        done(name)
-    return value, finite
-
-
-def _place_on_host(path, leaf, placed, shards, done) -> tuple[jax.Array, dict[str, bool]]:
-    """Does the same for a small parameter, stacked here: nothing is compiled for it."""
-    layers, finite = [], {}
-    for name, parts in shards:
-        finite[name] = all(np.isfinite(part.astype(np.float32)).all() for part in parts.values())
-        layers.append(parts)
-        done(name)
-
-    def shard(index):
-        within = index[1:] if path[0] == "blocks" else index
-        key = _key(within if path[0] == "embedding" else within[::-1])
-        found = [(parts[key] if path[0] == "embedding" else parts[key].T).astype(leaf.dtype) for parts in layers]
-        return np.stack(found) if path[0] == "blocks" else found[0]
-
-    return jax.make_array_from_callback(leaf.shape, placed, shard), finite
-
-
-def _of_layer(placed: NamedSharding) -> NamedSharding:
-    """Where one layer of a stack lies."""
-    return NamedSharding(placed.mesh, PartitionSpec(*placed.spec[1:]))
-
-
-@functools.lru_cache(maxsize=64)
-def _turn(transposed: bool, dtype: str, placed: NamedSharding) -> Callable:
-    """The program that gives (a tensor of the file as the model holds it, whether it is finite)."""
-
-    def turn(tensor):
-        return (tensor.T if transposed else tensor).astype(dtype), jnp.isfinite(tensor).all()
-
-    return jax.jit(turn, out_shardings=(placed, NamedSharding(placed.mesh, PartitionSpec())))
-
-
-@functools.lru_cache(maxsize=64)
-def _insert(placed: NamedSharding) -> Callable:
-    """The program that writes one layer into its stack: (stack, layer's values, layer) → stack.
-
-    Apart from `_turn`, since a CPU takes six times as long to transpose into a stack as to do one after the other.
-    """
-
-    def insert(stack, new, number):
-        # As bits: bfloat16 itself a CPU computes in float32, the whole stack there and back for every layer.
-        bits = jnp.dtype(f"uint{8 * stack.dtype.itemsize}")
-        stack_bits, new_bits = (jax.lax.bitcast_convert_type(x, bits) for x in (stack, new))
-        written = jax.lax.dynamic_update_index_in_dim(stack_bits, new_bits, number, axis=0)
-        return jax.lax.bitcast_convert_type(written, stack.dtype)
-
-    return jax.jit(insert, donate_argnums=0, out_shardings=placed)
-
-
 def _read_ahead(source: TensorFiles, jobs: list[tuple[str, NamedSharding]]) -> Iterator[dict]:
     """Yields, for each job in order, the slices that this host's devices hold, by index."""
 
     def read(name: str, place: NamedSharding) -> dict:
-        indices = {_key(i): i for i in place.addressable_devices_indices_map(source.shape(name)).values()}
+        indices = {key(i): i for i in place.addressable_devices_indices_map(source.shape(name)).values()}
         return dict(zip(indices, source.read_parts(name, list(indices.values())), strict=True))
 
     waiting: collections.deque[tuple[int, Future]] = collections.deque()
@@ -270,7 +216,3 @@ def _read_ahead(source: TensorFiles, jobs: list[tuple[str, NamedSharding]]) -> I
             size = waiting[0][0]
             yield waiting.popleft()[1].result()
             held -= size
-
-
-def _key(index: tuple[slice, ...]) -> tuple:
-    return tuple((s.start, s.stop) for s in index)

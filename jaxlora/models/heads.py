@@ -1,8 +1,14 @@
 """What sits on the hidden states: the classification head and the language-model loss."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from jaxlora.models.layout import BATCH, constrain
+
+WORDS = ("fsdp", "tensor")  # the mesh axes that share out the vocabulary where logits are made
 
 
 class ClassificationHead(nnx.Module):
@@ -23,15 +29,20 @@ class ClassificationHead(nnx.Module):
         Returns:
           float32 logits `[batch, max_segments, labels]`; those of absent segments mean nothing.
         """
-        numbers = jnp.arange(1, max_segments + 1)
-        index = jnp.arange(segments.shape[1])
-        last = jnp.max(jnp.where(segments[:, None] == numbers[:, None], index, 0), axis=-1)
-        pooled = jnp.take_along_axis(hidden, last[..., None], axis=1)
-        return self.every(pooled)
+        return self.every(pool(hidden, segments, max_segments))
 
     def every(self, hidden: jax.Array) -> jax.Array:
         """Returns the float32 logits of every position, `[..., labels]` of `[..., embed]`."""
         return hidden.astype(jnp.float32) @ self.kernel[...]
+
+
+def pool(hidden: jax.Array, segments: jax.Array, max_segments: int) -> jax.Array:
+    """Returns the hidden state of the last token of each segment, `[batch, max_segments, embed]`; the arguments are
+    those of `ClassificationHead`."""
+    numbers = jnp.arange(1, max_segments + 1)
+    index = jnp.arange(segments.shape[1])
+    last = jnp.max(jnp.where(segments[:, None] == numbers[:, None], index, 0), axis=-1)
+    return jnp.take_along_axis(hidden, last[..., None], axis=1)
 
 
 def next_token_nll(hidden: jax.Array, unembedding: jax.Array, tokens: jax.Array, segments: jax.Array, chunk: int):
@@ -44,28 +55,49 @@ def next_token_nll(hidden: jax.Array, unembedding: jax.Array, tokens: jax.Array,
       hidden: `[batch, length, embed]`.
       unembedding: `[embed, vocab]`.
       tokens, segments: `[batch, length]`.
-      chunk: positions of each row whose logits exist at one time; a divisor of the length, else the whole length.
+      chunk: positions of each row whose logits exist at one time.
 
     Returns:
       (nll, weights), both float32 `[batch, length]`; the weight is 1 where the next token is of the same segment.
     """
     batch, length, _ = hidden.shape
     targets = jnp.roll(tokens, -1, axis=1)
+    if words_shared(unembedding.shape[1]):
+        unembedding = constrain(unembedding.astype(hidden.dtype), None, WORDS)
     following = jnp.roll(segments, -1, axis=1).at[:, -1].set(0)
     weights = ((segments == following) & (segments > 0)).astype(jnp.float32)
-    if length % chunk or chunk >= length:
+    if chunk >= length:
         return _nll(hidden, unembedding, targets) * weights, weights
+    count = -(-length // chunk)
 
     def chunked(x):
-        return jnp.moveaxis(x.reshape(batch, length // chunk, chunk, *x.shape[2:]), 1, 0)
+        x = jnp.pad(x, [(0, 0), (0, count * chunk - length), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(batch, count, chunk, *x.shape[2:]), 1, 0)
 
     def body(_, part):
         return None, jax.checkpoint(_nll)(part[0], unembedding, part[1])
 
     _, nll = jax.lax.scan(body, None, (chunked(hidden), chunked(targets)))
-    return jnp.moveaxis(nll, 0, 1).reshape(batch, length) * weights, weights
+    return jnp.moveaxis(nll, 0, 1).reshape(batch, -1)[:, :length] * weights, weights
+
+
+def words_shared(vocab: int) -> bool:
+    """Returns whether the devices that the base is cut over share out the words of the vocabulary.
+
+    They then gather the hidden states of their rows and keep the unembedding apart; the other way round, each would
+    hold it whole, and gather it for every chunk.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size > 1 and vocab % math.prod(mesh.shape[axis] for axis in WORDS) == 0
 
 
 def _nll(hidden: jax.Array, unembedding: jax.Array, targets: jax.Array) -> jax.Array:
+    shared = words_shared(unembedding.shape[1])
+    if shared:
+        # Said both ways round, so that the gradient too is sent back to the rows' own devices.
+        hidden, targets = constrain(constrain(hidden, BATCH), "data"), constrain(targets, "data")
     logits = jnp.einsum("BTD,DV->BTV", hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if shared:
+        logits = constrain(logits, "data", None, WORDS)
+    nll = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return constrain(nll, BATCH) if shared else nll

@@ -15,15 +15,30 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxlora.models.attention import attend, attend_cached
 from jaxlora.models.heads import ClassificationHead
+from jaxlora.models.layout import BATCH, constrain, platform
 from jaxlora.models.lora import LoraLinear
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.models.rotary import Rope, note_lengths, rotary, rotate
 
+# What the backward pass of attention reads: its inputs, and its output with the log-sums, which the kernels name.
+_OF_ATTENTION = ("q", "k", "v", "attention")
+
+# From the least memory to the least work. What no policy keeps on the device is computed again in the backward pass;
+# "offload" fetches it from the host's memory.
 REMAT = {
-    "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "save_qkv": jax.checkpoint_policies.save_only_these_names("q", "k", "v"),
-    "save_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["block", *_OF_ATTENTION],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "save_qkv": jax.checkpoint_policies.save_only_these_names(*_OF_ATTENTION),
+    "save_dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(*_OF_ATTENTION),
+    ),
+    "none": None,
 }
 
 
@@ -38,8 +53,11 @@ class LlamaConfig:
       biases: names of the linear layers that have a bias.
       tied: whether the unembedding is the embedding, transposed.
       dtype: of the computation and of the frozen weights; adapters, head and norms stay float32.
+      quantize: keeps the kernels of the blocks as "int8" or "nf4" codes; embedding and unembedding stay in `dtype`, for
+        the first is looked up and every logit is of the second.
       remat: which activations the backward pass finds saved, a key of `REMAT`.
-      unroll: unrolls the scan over layers, for debugging.
+      unroll: unrolls the scan over layers, for debugging; on a CPU, few layers are unrolled in any case.
+      attention, attention_block: the kernel of attention over packed rows, and its blocks; see `attention.choose`.
     """
 
     vocab: int
@@ -55,8 +73,11 @@ class LlamaConfig:
     biases: tuple[str, ...] = ()
     tied: bool = False
     dtype: str = "float32"
+    quantize: str = ""
     remat: str = "none"
     unroll: bool = False
+    attention: str = "auto"
+    attention_block: int = 512
 
     def features(self, name: str) -> tuple[int, int]:
         """Returns (in, out) of a linear layer, e.g. "q_proj"."""
@@ -93,7 +114,8 @@ class Block(nnx.Module):
 
         def linear(name):
             shape, bias = (c.layers, *c.features(name)), name in c.biases
-            return LoraLinear(name, *shape, specs, bias=bias, rngs=rngs, dtype=jnp.dtype(c.dtype))
+            form = {"bias": bias, "quantize": c.quantize, "dtype": jnp.dtype(c.dtype)}
+            return LoraLinear(name, *shape, specs, **form, rngs=rngs)
 
         self.config = config
         self.attention_norm = RMSNorm((c.layers, c.embed), c.rms_epsilon)
@@ -118,16 +140,19 @@ class Block(nnx.Module):
         c = self.config
         batch, length, _ = x.shape
         keys = [None] * 7 if key is None else jax.random.split(key, 7)
+        x = checkpoint_name(constrain(x, BATCH), "block")
         h = self.attention_norm(x)
         q = self.q_proj(h, active, keys[0], layer).reshape(batch, length, c.heads, c.head_dim)
         k = self.k_proj(h, active, keys[1], layer).reshape(batch, length, c.kv_heads, c.head_dim)
         v = self.v_proj(h, active, keys[2], layer).reshape(batch, length, c.kv_heads, c.head_dim)
-        q, k = checkpoint_name(rotate(q, *rotation), "q"), checkpoint_name(rotate(k, *rotation), "k")
-        a, cache = attention(q, k, checkpoint_name(v, "v"))
-        x = x + self.o_proj(a.reshape(batch, length, c.heads * c.head_dim), active, keys[3], layer)
+        q, k, v = (constrain(y, BATCH, None, "tensor") for y in (rotate(q, *rotation), rotate(k, *rotation), v))
+        a, cache = attention(checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v"))
+        a = constrain(a.reshape(batch, length, c.heads * c.head_dim), BATCH, None, "tensor")
+        x = constrain(x + self.o_proj(a, active, keys[3], layer), BATCH)
         h = self.mlp_norm(x)
         gate, up = self.gate_proj(h, active, keys[4], layer), self.up_proj(h, active, keys[5], layer)
-        return x + self.down_proj(jax.nn.silu(gate) * up, active, keys[6], layer), cache
+        hidden = constrain(jax.nn.silu(gate) * up, BATCH, None, "tensor")
+        return constrain(x + self.down_proj(hidden, active, keys[6], layer), BATCH), cache
 
 
 class Cache(NamedTuple):
@@ -143,6 +168,12 @@ class Cache(NamedTuple):
             jax.lax.dynamic_update_slice(self.k, k[None].astype(self.k.dtype), at),
             jax.lax.dynamic_update_slice(self.v, v[None].astype(self.v.dtype), at),
         )
+
+
+def _written_out(layers: int) -> bool:
+    """Returns whether the scan over layers is unrolled without being asked to: on a CPU, where few layers compile as
+    quickly so, and copying what each of them saves into one stack takes up to a third of a small model's step."""
+    return platform() == "cpu" and layers <= 8
 
 
 class Llama(nnx.Module):
@@ -225,8 +256,11 @@ class Llama(nnx.Module):
     def _packed(self, tokens, segments, positions, active, key, cache: Cache | None):
         """Packed rows through the blocks; their keys and values go to the front of the cache, where there is one."""
 
+        c = self.config
+
         def attention(q, k, v, layer, cache):
-            return attend(q, k, v, segments, self.config.window), None if cache is None else cache.write(layer, 0, k, v)
+            out = attend(q, k, v, segments, c.window, c.attention, c.attention_block)
+            return out, None if cache is None else cache.write(layer, 0, k, v)
 
         return self._scan(tokens, positions, note_lengths(positions, segments), attention, active, key, cache)
 
@@ -244,8 +278,15 @@ class Llama(nnx.Module):
         if c.remat != "none":
             block = jax.checkpoint(block, policy=REMAT[c.remat])
         keys = None if key is None else jax.random.split(key, c.layers)
-        x = self.embedding[...][tokens].astype(c.dtype)
-        (x, cache), _ = jax.lax.scan(block, (x, cache), (layers, keys, jnp.arange(c.layers)), unroll=c.unroll)
+        # Under fsdp each device looks up its columns of all rows, and columns are exchanged for rows: the table is not
+        # gathered.
+        x = constrain(self.embedding[...][constrain(tokens, "data")], "data", None, "fsdp").astype(c.dtype)
+        (x, cache), _ = jax.lax.scan(
+            block,
+            (constrain(x, BATCH), cache),
+            (layers, keys, jnp.arange(c.layers)),
+            unroll=c.unroll or (cache is None and _written_out(c.layers)),
+        )
         return self.norm(x), cache
 
     def unembedding(self) -> jax.Array:

@@ -20,6 +20,8 @@ sees its own layer's slice, `kernel: [in, out]`. Where layers differ in rank, A 
 zero beyond a layer's own rank; a column of zeros in both has no gradient, so it stays zero.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +29,17 @@ from flax import nnx
 
 from jaxlora.errors import UserError
 from jaxlora.models.lora_spec import LoraSpec, module_name
+from jaxlora.models.quantized import QuantizedKernel
+
+# The mesh axes of a kernel when it is used: its inputs or its outputs over `tensor`, whole otherwise.
+_TENSOR = {name: (None, "tensor") for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")}
+_TENSOR |= {name: ("tensor", None) for name in ("o_proj", "down_proj")}
 
 
 class LoraWeights(nnx.Module):
     """One adapter of one kind of linear layer: `a: [layers, in, rank]` in float32, `b: [layers, rank, out]` zeros,
-    with DoRA `magnitude: [layers, out]`, with PiSSA `initial`, the a and b it started from.
+    with DoRA `magnitude: [layers, out]`, with PiSSA `initial`, the a and b it started from. Where several runs are one
+    program (`jaxlora.train.together`), `dropout: [layers]` is the rate of one of them.
 
     A is Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)), as in PEFT. What depends on the base's
     weights is set by `start_from_base`.
@@ -67,6 +75,7 @@ class LoraLinear(nnx.Module):
     Args:
       name: the layer's name in a block, e.g. "q_proj".
       specs: every adapter of the model by name; one that targets no layer of this name is left out.
+      quantize: "int8" or "nf4" keeps the kernel so, as a `QuantizedKernel`.
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class LoraLinear(nnx.Module):
         specs: dict[str, LoraSpec],
         *,
         bias: bool = False,
+        quantize: str = "",
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ):
@@ -86,9 +96,8 @@ class LoraLinear(nnx.Module):
         self.specs = tuple(sorted(here.items()))
         self.scales = tuple(tuple(size.scale if size else 0.0 for size in sizes[n]) for n, _ in self.specs)
         self.ranks = tuple(tuple(size.rank if size else 0 for size in sizes[n]) for n, _ in self.specs)
-        self.kernel = nnx.Param(
-            jax.random.normal(rngs.params(), (layers, features_in, features_out), dtype) * features_in**-0.5
-        )
+        kernel = jax.random.normal(rngs.params(), (layers, features_in, features_out), dtype) * features_in**-0.5
+        self.kernel = QuantizedKernel(kernel, quantize, _TENSOR[name]) if quantize else nnx.Param(kernel)
         if bias:
             self.bias = nnx.Param(jnp.zeros((layers, features_out), dtype))
         self.adapters = nnx.Dict(
@@ -109,11 +118,15 @@ class LoraLinear(nnx.Module):
 
         Dropout falls on the adapters' input only, each adapter with a mask of its own, and only when a key is given.
         """
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = self.kernel(x) if isinstance(self.kernel, QuantizedKernel) else x @ self.weight(x.dtype)
         here = [i for i, (n, _) in enumerate(self.specs) if n in active]
         if here:
             y = self._adapted(x, y, here, key, layer)
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+
+    def weight(self, dtype: jnp.dtype) -> jax.Array:
+        """Returns the kernel, dequantised where it is quantised: `[in, out]`, or the stack of all layers."""
+        return self.kernel.dense(dtype) if isinstance(self.kernel, QuantizedKernel) else self.kernel[...].astype(dtype)
 
     def _adapted(self, x: jax.Array, y: jax.Array, here: list[int], key: jax.Array | None, layer) -> jax.Array:
         """Adds the adapters numbered `here` to the kernel's own `y = x W`."""
@@ -131,16 +144,20 @@ class LoraLinear(nnx.Module):
             low = x @ jnp.concatenate(a, axis=-1)
         else:
             keys = jax.random.split(key, len(here))
-            dropped = [_dropout(x, self.specs[i][1].dropout, k) for i, k in zip(here, keys, strict=True)]
+            dropped = [_dropout(x, self._rate(i), k) for i, k in zip(here, keys, strict=True)]
             low = jnp.concatenate([d @ w for d, w in zip(dropped, a, strict=True)], axis=-1)
         if gain is not None:
             y = y * gain.astype(x.dtype)
         return y + low @ jnp.concatenate(b)
 
+    def _rate(self, i: int) -> jax.Array | float:
+        name, spec = self.specs[i]
+        return self.adapters[name].dropout[...] if hasattr(self.adapters[name], "dropout") else spec.dropout
+
     def _stretch(self, name: str, a: jax.Array, b: jax.Array, rank: jax.Array | int) -> jax.Array:
         """DoRA's magnitude over norm, `[out]`; 1 where the adapter is absent. The norm receives no gradient (section
         4.3 there), nor does W + A B ever exist: its column norms come from the thin products."""
-        norm = jax.lax.stop_gradient(column_norms(self.kernel[...], a, b))
+        norm = jax.lax.stop_gradient(column_norms(self.weight(jnp.float32), a, b))
         return jnp.where(jnp.asarray(rank) > 0, self.adapters[name].magnitude[...] / norm, 1.0)
 
 
@@ -165,24 +182,35 @@ def start_from_base(linear: LoraLinear, name: str) -> None:
     spec, weights = linear.specs[i][1], linear.adapters[name]
     ranks, scales = jnp.asarray(linear.ranks[i]), jnp.asarray(linear.scales[i], jnp.float32)
     if spec.init != "lora":
-        width = max(linear.ranks[i])
-        if width > min(linear.kernel.shape[1:]):
-            most = " by ".join(map(str, linear.kernel.shape[1:]))
-            raise UserError(f"config.adapters.{name}.rank is {width}; PiSSA has no such rank in a layer of {most}")
+        width, features = max(linear.ranks[i]), (weights.a.shape[1], weights.b.shape[2])
+        if width > min(features):
+            raise UserError(
+                f"config.adapters.{name}.rank is {width}; PiSSA has no such rank in a layer of "
+                f"{' by '.join(map(str, features))}"
+            )
 
-        def principal(layer):
-            kernel, kept, scale = layer
-            u, s, v = _principal_part(kernel.astype(jnp.float32), width, spec.init)
+        def principal(kernel, kept, scale):
+            u, s, v = _principal_part(kernel, width, spec.init)
             root = jnp.where(kept, jnp.sqrt(s / jnp.maximum(scale, 1e-30)), 0.0)
             return u * root, root[:, None] * v
 
-        a, b = jax.lax.map(principal, (linear.kernel[...], _columns(linear.ranks[i]), scales))
+        a, b = _map_kernels(principal, linear, _columns(linear.ranks[i]), scales)
         weights.a[...], weights.b[...] = a, b
         weights.initial["a"][...], weights.initial["b"][...] = a, b
     if spec.dora:
         # The adapter adds nothing yet: the norms are those of the kernel itself.
-        norms = jnp.sqrt(jnp.square(linear.kernel[...].astype(jnp.float32)).sum(axis=1))
+        norms = _map_kernels(lambda kernel: jnp.sqrt(jnp.square(kernel).sum(axis=0)), linear)
         weights.magnitude[...] = jnp.where(ranks[:, None] > 0, norms, 1.0)
+
+
+def _map_kernels(function: Callable, linear: LoraLinear, *values: jax.Array):
+    """Maps `function(kernel, *values)` over the layers, the kernel in float32; of all kernels there may be no room."""
+    definition, layers = nnx.split(linear)
+
+    def of_layer(layer):
+        return function(nnx.merge(definition, layer[0]).weight(jnp.float32), *layer[1:])
+
+    return jax.lax.map(of_layer, (layers, *values))
 
 
 def _principal_part(w: jax.Array, rank: int, init: str) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -207,7 +235,7 @@ def _of_layer(values: tuple, layer: jax.Array | int):
     return values[0] if len(set(values)) == 1 else jnp.asarray(values)[layer]
 
 
-def _dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    if rate == 0.0:
+def _dropout(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
+    if not isinstance(rate, jax.Array) and rate == 0.0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))

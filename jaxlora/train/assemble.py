@@ -1,7 +1,8 @@
 """A config to a model on the devices: base from Hugging Face, adapters anew or from an earlier run, head anew."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,12 +12,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import partition
-from jaxlora.errors import UserError, nearest
+from jaxlora.errors import UserError, nearest, one_of
 from jaxlora.interop import huggingface
 from jaxlora.interop.llama_config import read_config
-from jaxlora.models.llama import REMAT, Llama
+from jaxlora.models.attention import choose
+from jaxlora.models.llama import REMAT, Llama, LlamaConfig
 from jaxlora.models.lora import LoraLinear, start_from_base
 from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.quantized import PRECISIONS
 from jaxlora.train import checkpoint, mesh
 
 
@@ -43,8 +46,55 @@ def adapter_specs(config: ConfigDict, layers: int) -> dict[str, LoraSpec]:
     return specs
 
 
+def model_shape(config: ConfigDict) -> LlamaConfig:
+    """Returns the shape of a config's base, with the config's way to compute it.
+
+    Raises:
+      UserError: what `read_config` raises, or a remat policy, a dtype or a precision that does not exist.
+    """
+    if config.remat not in REMAT:
+        raise UserError(f"config.remat: no policy {config.remat!r}{nearest(config.remat, REMAT)}")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.dtype is {config.dtype!r}; give 'float32' or 'bfloat16'")
+    if config.quantize:
+        one_of("config.quantize", config.quantize, PRECISIONS)
+    return dataclasses.replace(
+        read_config(config.base),
+        dtype=config.dtype,
+        quantize=config.quantize,
+        remat=config.remat,
+        attention=config.attention.kernel,
+        attention_block=config.attention.block,
+    )
+
+
+def abstract(config: ConfigDict, shape: LlamaConfig, labels: int, device_mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """Returns the model of a config as (definition, state), the state of shapes, dtypes and shardings alone.
+
+    Args:
+      shape: that of `model_shape`. labels: number of labels of the head; 0 builds none.
+
+    Raises:
+      UserError: what `adapter_specs` raises.
+    """
+    specs = adapter_specs(config, shape.layers)
+    definition, state = nnx.split(nnx.eval_shape(lambda: Llama(shape, specs, labels, rngs=nnx.Rngs(0))))
+    placed = mesh.shardings(device_mesh, state, config.mesh.rules)
+    leaves = [
+        (path, leaf.replace(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed[path])))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    return definition, nnx.from_flat_state(leaves)
+
+
 def assemble(
-    config: ConfigDict, labels: int, device_mesh: Mesh, fresh: bool = True, belongs: Mapping[str, str] | None = None
+    config: ConfigDict,
+    labels: int,
+    device_mesh: Mesh,
+    fresh: bool = True,
+    belongs: Mapping[str, str] | None = None,
+    base: nnx.State | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Llama:
     """Builds the model of a config, every parameter on its devices.
 
@@ -53,38 +103,38 @@ def assemble(
       fresh: initialises adapters and head, each adapter that has a workdir from there; False leaves them zero, for a
         checkpoint to fill.
       belongs: the fingerprints that an adapter of an earlier run must have been trained with, by name.
+      base: the base's parameters, where they are on their devices already.
+      report: called with a line on what quantising the base changed, where it is quantised.
 
     Raises:
-      UserError: what `adapter_specs`, `huggingface.load_base` and `checkpoint.load_adapter` raise, or a remat policy
-        that does not exist.
+      UserError: what `model_shape`, `attention.choose`, `adapter_specs`, `huggingface.load_base` and
+        `checkpoint.load_adapter` raise, or a quantised base that is to be trained.
     """
-    if config.remat not in REMAT:
-        raise UserError(f"config.remat: no policy {config.remat!r}{nearest(config.remat, REMAT)}")
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.dtype is {config.dtype!r}; give 'float32' or 'bfloat16'")
-    shape = dataclasses.replace(read_config(config.base), dtype=config.dtype, remat=config.remat)
+    shape = model_shape(config)
+    choose(shape.attention, shape.attention_block, device_mesh.devices.flat[0], shape.head_dim, shape.dtype)
     specs = adapter_specs(config, shape.layers)
-
-    def build(key):
-        return Llama(shape, specs, labels, rngs=nnx.Rngs(key))
-
-    abstract = nnx.eval_shape(build, jax.random.key(0))
-    definition, state = nnx.split(abstract)
-    placed = mesh.shardings(device_mesh, state)
-    base = load_base(config.base, abstract, {path: placed[path] for path, _ in partition.items(state, ["base"])})
+    definition, state = abstract(config, shape, labels, device_mesh)
+    model = nnx.merge(definition, state)
+    placed = {path: leaf.sharding for path, leaf in nnx.to_flat_state(state)}
+    if config.quantize and "base" in partition.stored_partitions(model, config.trainable):
+        raise UserError(
+            f"config.trainable names the base, which config.quantize = {config.quantize!r} keeps frozen; "
+            "give config.quantize = ''"
+        )
+    if base is None:
+        of_base = {path: placed[path] for path, _ in partition.items(state, ["base"])}
+        base = load_base(config.base, model, of_base, report)
     values = {}
     if not fresh:
-        added = [name for name in partition.partitions(abstract) if name != "base"]
+        added = [name for name in partition.partitions(model) if name != "base"]
         values = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in partition.items(state, added)}
     else:
-        # Under jit the random base that `build` also makes is never computed.
         for name in [*specs, "head"] if labels else specs:
             own = ["head"] if name == "head" else [f"adapter/{name}", f"initial/{name}"]
             if name != "head" and config.adapters[name].workdir:
                 values |= checkpoint.load_adapter(config.adapters[name].workdir, name, specs[name], belongs or {})
             else:
-                made = jax.jit(lambda key, own=own: _leaves(build(key), own))(jax.random.key(config.seed))
-                values |= dict(made)
+                values |= _maker(shape, tuple(specs.items()), labels, tuple(own))(jax.random.key(config.seed))
     for path, leaf in nnx.to_flat_state(state):
         if path in values and values[path].shape != leaf.shape:
             raise UserError(
@@ -103,13 +153,37 @@ def assemble(
     return model
 
 
-def load_base(base: str, model: Llama, shardings: dict[tuple[str, ...], NamedSharding]) -> nnx.State:
-    """Returns `huggingface.load_base`, with a progress bar."""
+def load_base(
+    base: str,
+    model: Llama,
+    shardings: dict[tuple[str, ...], NamedSharding],
+    report: Callable[[str], None] = lambda _: None,
+) -> nnx.State:
+    """Returns `huggingface.load_base`, with a progress bar, and reports how far a quantised base is from its files."""
+    errors: dict[str, float] = {}
     with tqdm(total=huggingface.base_bytes(base), desc="base weights", unit="B", unit_scale=True, leave=False) as bar:
-        return huggingface.load_base(base, model, shardings, bar.update)
+        state = huggingface.load_base(base, model, shardings, bar.update, errors.__setitem__)
+    if errors:
+        worst = max(errors, key=errors.get)
+        report(
+            f"base in {model.config.quantize}: relative error of the kernels {np.mean(list(errors.values())):.2%} on "
+            f"average, {errors[worst]:.2%} at most ({worst})"
+        )
+    return state
 
 
-def _leaves(model: Llama, names: list[str]) -> dict[tuple[str, ...], jax.Array]:
+@functools.lru_cache(maxsize=8)
+def _maker(
+    shape: LlamaConfig, specs: tuple[tuple[str, LoraSpec], ...], labels: int, names: tuple[str, ...]
+) -> Callable[[jax.Array], dict[tuple[str, ...], jax.Array]]:
+    """Returns what makes fresh partitions from a key; compiled once for the members of a sweep that are of one size.
+
+    Under jit the random base that `Llama` also makes is never computed.
+    """
+    return jax.jit(lambda key: _leaves(Llama(shape, dict(specs), labels, rngs=nnx.Rngs(key)), names))
+
+
+def _leaves(model: Llama, names: Sequence[str]) -> dict[tuple[str, ...], jax.Array]:
     return {path: leaf[...] for path, leaf in partition.items(nnx.state(model), names)}
 
 

@@ -7,6 +7,7 @@ it is of; a mismatch is an error that names the difference.
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,39 +15,67 @@ import jax
 import numpy as np
 from etils import epath
 from flax import nnx
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from jaxlora import files
-from jaxlora.config import default
+from jaxlora.config import default, flat, wrong_field
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.interop import huggingface
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.partition import partition_of
+from jaxlora.train.damage import Damaged, move_aside, say, without_score, writing
 
 Path = tuple[str, ...]
 METADATA = ("base", "tokenizer", "adapters", "kind", "labels", "training set")
+UNSCORED = -math.inf  # the score of a checkpoint that was saved without a validation
+# Fields that older runs lack; their defaults are what was done before there were any.
+_ADDED = ("quantize", "accumulate", "attention.", "mesh.rules.", "keep.", "wandb", "sweep")
+# What may differ in a run that goes on: where the arrays lie and what is kept of them, but not what is computed.
+MAY_CHANGE = ("mesh.", "accumulate", "remat", "attention.", "loss_chunk", "keep.", "wandb")
 
 
 class Checkpoints:
-    """The checkpoints of one run, under `WORKDIR/checkpoints`: the latest two and the best on validation.
+    """The checkpoints of one run, under `WORKDIR/checkpoints`.
 
     Args:
       workdir: the run's folder, local or `gs://`.
+      keep: how many of the `last`, and of the `best` on validation, stay, for the process that trains the run; it also
+        clears away what an interrupted save left. None deletes nothing, so that a run can be read while it is trained.
+
+    Raises:
+      Damaged: the score of a checkpoint cannot be read (with `keep`, of every checkpoint: it sets aside a few).
     """
 
-    def __init__(self, workdir: str):
+    def __init__(self, workdir: str, keep: Mapping[str, int] | None = None):
         self.directory = epath.Path(workdir).absolute() / "checkpoints"
-        policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(2), policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)]
         try:
-            self._orbax = ocp.training.Checkpointer(
-                self.directory, preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True
-            )
+            self._orbax = self._open(keep)
         except ValueError:  # Orbax reads the scores of all checkpoints
-            damaged = ", ".join(_without_score(self.directory))
-            raise UserError(f"{self.directory}: checkpoint {damaged} is damaged; delete that folder") from None
+            damaged = without_score(self.directory)
+            if not damaged:
+                raise
+            if keep is None or not set(_steps(self.directory)) - set(damaged):
+                raise Damaged(self.directory, damaged[-1], "has no score: it is damaged") from None
+            for step in damaged:
+                say(f"checkpoint {step} has no score: it is damaged; delete {move_aside(self.directory, step)}")
+            self._orbax = self._open(keep)
+
+    def _open(self, keep: Mapping[str, int] | None) -> ocp.training.Checkpointer:
+        policies, policy = ocp.training.preservation_policies, None
+        if keep is not None:
+            best = policies.BestN(get_metric_fn=_score, n=keep["best"], keep_checkpoints_without_metrics=False)
+            policy = policies.AnyPreservationPolicy([policies.LatestN(keep["last"]), best])
+        return ocp.training.Checkpointer(
+            self.directory, preservation_policy=policy, cleanup_tmp_directories=keep is not None
+        )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in their order."""
+        return [found.step for found in self._orbax.checkpoints]
 
     @property
     def latest(self) -> int | None:
@@ -54,20 +83,47 @@ class Checkpoints:
         return self._orbax.latest.step if self._orbax.latest else None
 
     def save(
-        self, step: int, model: nnx.State, optimizer: Any, data: dict[str, int], score: float, metadata: dict[str, Any]
+        self,
+        step: int,
+        model: nnx.State,
+        optimizer: Any,
+        data: dict[str, int],
+        score: float,
+        metadata: dict[str, Any],
     ) -> None:
-        """Saves one step, atomically.
+        """Begins to save one step, which is there, whole, when the next `save`, `wait` or `close` returns.
+
+        The arrays are copied before it returns, so that training may go on and donate them.
 
         Args:
           model: the parameters to keep. optimizer: the optimizer's state. data: the state of the data iterator.
           score: what the best checkpoint has most of, on validation.
           metadata: what the checkpoint belongs to, JSON.
+
+        Raises:
+          UserError: this save, or the one before, cannot be written; what was saved earlier stays.
         """
         items = {"model": _by_name(model), "optimizer": _by_name(optimizer), "data": data}
         given = {name: item for name, item in items.items() if item}  # an imported adapter has its parameters alone
-        self._orbax.save_checkpointables(
-            step, given, force=True, metrics={"score": float(score)}, custom_metadata=metadata
-        )
+        with writing(self.directory, lambda: self.latest):
+            self._orbax.save_checkpointables_async(
+                step, given, force=True, metrics={"score": float(score)}, custom_metadata=metadata
+            )
+
+    def wait(self) -> None:
+        """Returns when the last save is on the disk.
+
+        Raises:
+          UserError: it cannot be written; what was saved earlier stays.
+        """
+        with writing(self.directory, lambda: self.latest):
+            self._orbax.wait()
+
+    def set_aside(self, step: int) -> epath.Path:
+        """Takes a damaged checkpoint out of the run; returns what its folder is now, for the user to delete."""
+        target = move_aside(self.directory, step)
+        self._orbax.reload()
+        return target
 
     def restore(self, step: int, model: nnx.State, optimizer: Any) -> tuple[nnx.State, Any, dict[str, int]]:
         """Returns (model, optimizer, data) of a step, in the forms and on the devices of the ones given.
@@ -113,7 +169,7 @@ class Checkpoints:
             found = self._orbax.checkpointables_metadata(step)
             return {**{name: found.custom_metadata[name] for name in METADATA}, "score": found.metrics["score"]}
         except (TypeError, KeyError, ValueError, OSError):
-            raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
+            raise Damaged(self.directory, step, "is damaged") from None
 
     def choose(self, select: str) -> int:
         """Returns the step to evaluate: the `best` on validation, or the `last`.
@@ -129,11 +185,25 @@ class Checkpoints:
             return self.latest
         for found in self._orbax.checkpoints:
             if not found.metrics:
-                raise UserError(f"{self.directory}: checkpoint {found.step} is damaged; delete that folder")
+                raise Damaged(self.directory, found.step, "has no score: it is damaged")
         return max(self._orbax.checkpoints, key=lambda c: (c.metrics["score"], c.step)).step
 
+    def rescore(self, step: int, score: float) -> None:
+        """Gives a step that was saved without a score the one it has; nothing else of it is written again.
+
+        Raises:
+          UserError: it cannot be written; the step stays without one.
+        """
+        with writing(self.directory, lambda: self.latest):
+            if jax.process_index() == 0:  # where Orbax keeps it
+                files.write_json(self.directory / str(step) / "metrics" / "metrics", {"score": float(score)})
+        multihost_utils.sync_global_devices(f"checkpoint {step} has its score")
+        self._orbax.reload()
+
     def close(self) -> None:
-        self._orbax.close()
+        """Waits for the last save; raises what `wait` raises."""
+        with writing(self.directory, lambda: self.latest):
+            self._orbax.close()
 
     def _forms(self, step: int) -> dict[str, np.ndarray]:
         """Empty arrays in the shapes of a step's parameters, by name."""
@@ -141,27 +211,25 @@ class Checkpoints:
             stored = self._orbax.checkpointables_metadata(step).metadata["model"]
             return {name: np.empty(array.shape, array.dtype) for name, array in stored.items()}
         except (AttributeError, TypeError, KeyError, ValueError, OSError):
-            raise UserError(f"{self.directory}: checkpoint {step} is damaged; delete that folder") from None
+            raise Damaged(self.directory, step, "is damaged") from None
 
     def _load(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._orbax.load_checkpointables(step, like)
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-            raise UserError(
-                f"{self.directory}: checkpoint {step} cannot be restored ({type(error).__name__}); it is damaged or of "
-                "another model: delete that folder to go on from the one before"
-            ) from None
+            why = f"cannot be restored ({type(error).__name__}): it is damaged or of another model"
+            raise Damaged(self.directory, step, why) from None
 
 
 def exists(workdir: str) -> bool:
     """Returns whether a run has a checkpoint to go on from."""
-    if not (epath.Path(workdir) / "checkpoints").exists():
-        return False
-    checkpoints = Checkpoints(workdir)
-    try:
-        return checkpoints.latest is not None
-    finally:
-        checkpoints.close()
+    directory = epath.Path(workdir).absolute() / "checkpoints"
+    return directory.exists() and bool(_steps(directory))
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """The steps that have a checkpoint, without a look at their scores, which may be damaged."""
+    return [found.step for found in ocp.path.step.standard_name_format().find_all(directory)]
 
 
 def load_adapter(workdir: str, name: str, spec: LoraSpec, belongs: Mapping[str, str]) -> dict[Path, np.ndarray]:
@@ -251,28 +319,37 @@ def read_config(workdir: str) -> ConfigDict:
     if not path.exists():
         raise UserError(f"--workdir: {workdir} has no config.json; give the folder of a run that `train` made")
     try:
-        config = ConfigDict(json.loads(path.read_text()))
-        found = _flat(config)
-    except (ValueError, TypeError):
+        raw = json.loads(path.read_text())
+        for field, value in flat(default()).items():
+            if field.startswith(_ADDED):
+                _set_missing(raw, field.split("."), value)
+        config = ConfigDict(raw)
+        wrong = wrong_field(config)
+    except (ValueError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; copy it again") from None
-    for field, value in _flat(default()).items():
-        kind = {tuple: list, float: int | float}.get(type(value), type(value))
-        if not isinstance(found.get(field), kind):
-            raise UserError(
-                f"{path}: {field} is missing or no {type(value).__name__}; the file is damaged, or of another version"
-            )
+    if wrong:
+        raise UserError(f"{path}: {wrong}; the file is damaged, or of another version")
     return config
 
 
+def _set_missing(raw: dict[str, Any], path: list[str], value: Any) -> None:
+    for name in path[:-1]:
+        raw = raw.setdefault(name, {})
+    raw.setdefault(path[-1], value)
+
+
 def check_same_run(workdir: str, config: ConfigDict) -> None:
-    """Checks that a run that is to be resumed has the config it was started with.
+    """Checks that a run that is to be resumed has the config it was started with, but for `MAY_CHANGE`.
 
     Raises:
       UserError: a field differs; it is named with both values.
     """
-    before, now = _flat(read_config(workdir)), _flat(ConfigDict(json.loads(config.to_json_best_effort())))
+    before, now = flat(read_config(workdir)), flat(json.loads(config.to_json_best_effort()))
+    may = MAY_CHANGE
+    if any(now.get(f"adapters.{name}.dropout") for name in config.active):
+        may = tuple(field for field in may if field != "accumulate")  # each part draws masks of its own
     for field in sorted(before.keys() | now.keys()):
-        if before.get(field) != now.get(field):
+        if before.get(field) != now.get(field) and not field.startswith(may):
             raise UserError(
                 f"--workdir: {workdir} was started with config.{field} = {before.get(field)!r}, "
                 f"not {now.get(field)!r}; use a new workdir"
@@ -294,27 +371,6 @@ def check_belongs(workdir: str, before: dict[str, Any], now: dict[str, Any]) -> 
             raise UserError(
                 f"--workdir: {workdir} was trained with another {what}; give back that one, or train anew{override}"
             )
-
-
-def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
-    result = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
-            result.update(_flat(value, f"{prefix}{name}."))
-        else:
-            result[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return result
-
-
-def _without_score(directory: epath.Path) -> list[str]:
-    """Returns the names of the checkpoints whose score cannot be read."""
-    damaged = []
-    for path in sorted(directory.glob("*/metrics/metrics")):
-        try:
-            json.loads(path.read_text())["score"]
-        except (ValueError, KeyError):
-            damaged.append(path.parent.parent.name)
-    return damaged
 
 
 def _score(metrics: dict[str, float]) -> float:

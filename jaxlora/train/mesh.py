@@ -1,11 +1,13 @@
 """The device mesh and where each array lies on it.
 
-The mesh axes are `data`, `fsdp` and `tensor`. Every parameter has logical axes, and one table says which mesh axis a
-logical axis is laid over. An adapter follows its kernel: A is cut along the kernel's input, B along its output, and
-the rank is whole everywhere.
+The mesh axes are `data`, `fsdp` and `tensor`. Every parameter has logical axes, and one table (`config.mesh.rules`)
+says which mesh axis a logical axis is laid over. An adapter follows its kernel: A is cut along the kernel's input, B
+along its output, and the rank is whole everywhere.
 """
 
+import functools
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -14,17 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxlora.errors import UserError
-
-RULES = {
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "heads": "tensor",
-    "mlp": "tensor",
-    "layers": None,
-    "rank": None,
-    "labels": None,
-}
-BATCH = P(("data", "fsdp"))
+from jaxlora.models.layout import BATCH
+from jaxlora.train.rules import MESH_AXES, RULES, check_rules, mesh_axes
 
 _KERNELS = {
     "q_proj": ("embed", "heads"),
@@ -43,6 +36,8 @@ def start_distributed() -> None:
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     if jax.distributed.is_initialized():
         return
+    # JAX would take SIGTERM for itself and let a process that is loading its model go on; `termination.py` hears it.
+    jax.config.update("jax_enable_preemption_service", False)
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize(
@@ -54,17 +49,56 @@ def start_distributed() -> None:
         jax.distributed.initialize()
 
 
-def make_mesh(fsdp: int, tensor: int) -> Mesh:
-    """Returns the mesh of all devices: `fsdp` by `tensor`, the rest `data`.
+def make_mesh(fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of the devices: `fsdp` by `tensor`, the rest `data`.
+
+    Args:
+      devices: None is all there are.
 
     Raises:
       UserError: the devices cannot be divided so.
     """
-    devices = jax.devices()
-    data, rest = divmod(len(devices), max(fsdp * tensor, 1))
-    if fsdp < 1 or tensor < 1 or rest or not data:
-        raise UserError(f"config.mesh: {len(devices)} devices cannot be laid out as fsdp {fsdp} by tensor {tensor}")
-    return Mesh(np.asarray(devices).reshape(data, fsdp, tensor), ("data", "fsdp", "tensor"))
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if fsdp < 1 or tensor < 1 or count % (fsdp * tensor):
+        if tensor < 1 or count % tensor:
+            remedy = f"tensor {_around(tensor, divisors(count))}"
+        else:
+            remedy = f"fsdp {_around(fsdp, divisors(count // tensor))}"
+        raise UserError(
+            f"config.mesh: {count} devices cannot be laid out as fsdp {fsdp} by tensor {tensor}; give {remedy}"
+        )
+    return Mesh(np.asarray(devices).reshape(-1, fsdp, tensor), MESH_AXES)
+
+
+def check_batch(mesh: Mesh, rows: int, accumulate: int) -> None:
+    """Checks that the rows of an update divide by the devices that share them out, and by the parts of an update.
+
+    Raises:
+      UserError: they do not; the message gives the numbers of rows next to theirs that do.
+    """
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    if accumulate < 1:
+        raise UserError(f"config.accumulate is {accumulate}; it must be 1 or more")
+    unit = data * fsdp * accumulate
+    if rows < 1 or rows % unit:
+        parts = f" by {accumulate} of config.accumulate" if accumulate > 1 else ""
+        few = rows // unit * unit
+        raise UserError(
+            f"config.batch_size is {rows}; it must be a multiple of {unit}, the {data} data by {fsdp} fsdp devices"
+            f"{parts}: give {_around(rows, (few, few + unit) if few > 0 else (unit,))}"
+        )
+
+
+def divisors(count: int) -> list[int]:
+    """Returns the divisors of a number, from 1."""
+    return [n for n in range(1, count + 1) if count % n == 0]
+
+
+def _around(wanted: int, valid: Iterable[int]) -> str:
+    """The valid numbers next to the one wanted, below and above."""
+    below, above = [n for n in valid if n <= wanted], [n for n in valid if n > wanted]
+    return " or ".join(str(n) for n in [*below[-1:], *above[:1]])
 
 
 def logical_axes(path: tuple[str, ...], ndim: int) -> tuple[str | None, ...]:
@@ -75,6 +109,8 @@ def logical_axes(path: tuple[str, ...], ndim: int) -> tuple[str | None, ...]:
         features_in, features_out = _KERNELS[path[1]]
         inner = {
             "kernel": (features_in, features_out),
+            "codes": (features_in, features_out),
+            "scales": (features_in, features_out),
             "bias": (features_out,),
             "a": (features_in, "rank"),
             "b": ("rank", features_out),
@@ -88,11 +124,19 @@ def logical_axes(path: tuple[str, ...], ndim: int) -> tuple[str | None, ...]:
     return (None,) * ndim
 
 
-def shardings(mesh: Mesh, state: nnx.State) -> dict[tuple[str, ...], NamedSharding]:
-    """Returns the sharding of each parameter of `state` by path; an axis that does not divide is kept whole."""
+def shardings(mesh: Mesh, state: nnx.State, rules: Mapping[str, str] = RULES) -> dict[tuple[str, ...], NamedSharding]:
+    """Returns the sharding of each parameter of `state` by path; an axis that does not divide is kept whole.
+
+    Args:
+      rules: the mesh axis of each logical axis, "" for none.
+
+    Raises:
+      UserError: `rules` names an axis that does not exist, or lays two dimensions of a parameter over one mesh axis.
+    """
+    check_rules(rules)
     result = {}
     for path, leaf in nnx.to_flat_state(state):
-        axes = [RULES.get(axis) for axis in logical_axes(path, len(leaf.shape))]
+        axes = mesh_axes(logical_axes(path, len(leaf.shape)), rules)
         fits = [a if a and size % mesh.shape[a] == 0 else None for a, size in zip(axes, leaf.shape, strict=True)]
         result[path] = NamedSharding(mesh, P(*fits))
     return result
@@ -103,7 +147,25 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def traced_on(mesh: Mesh, function: Callable) -> Callable:
+    """Returns `function`, to be traced with the mesh at hand, so that the model can say where its activations lie."""
+
+    @functools.wraps(function)
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
+
+
+def own_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Returns the rows of a batch that lie on this host's devices."""
+    parts = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map((batch_size,)).values()
+    return sorted({row for (part,) in parts for row in range(batch_size)[part]})
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Lays a batch over the `data` and `fsdp` devices. Every host makes the same batch and gives its part of it."""
-    sharding = NamedSharding(mesh, BATCH)
+    """Lays a batch over the `data` and `fsdp` devices. Every host gives its `own_rows`; the rest of its batch is not
+    looked at."""
+    sharding = NamedSharding(mesh, P(BATCH))
     return {name: jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__) for name, rows in batch.items()}

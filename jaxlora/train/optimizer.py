@@ -1,9 +1,12 @@
 """AdamW with a linear warm-up, and then a linear decay to zero or none."""
 
+import jax
 import optax
 from flax import nnx
 
 from jaxlora.errors import one_of
+
+Scalar = float | jax.Array
 
 
 def schedule(peak: float, updates: int, warmup: float, decay: str) -> optax.Schedule:
@@ -28,18 +31,19 @@ def schedule(peak: float, updates: int, warmup: float, decay: str) -> optax.Sche
 
 
 def make_optimizer(
-    rate: optax.Schedule, weight_decay: float, clip: float, b_rate: float = 1.0
+    rate: optax.Schedule, weight_decay: Scalar, clip: Scalar, b_rate: Scalar = 1.0
 ) -> optax.GradientTransformation:
     """Returns AdamW (b1 0.9, b2 0.999, epsilon 1e-8) with decoupled weight decay.
 
     Args:
       clip: the gradient's global norm; 0 does not clip.
+      weight_decay, clip, b_rate: numbers, or scalars of a traced program.
       b_rate: the learning rate of every adapter's B (and DoRA magnitude) over the others' (LoRA+, Hayou et al. 2024,
         with PEFT's choice of parameters).
     """
-    steps = [optax.clip_by_global_norm(clip)] if clip else []
+    steps = [optax.clip_by_global_norm(clip)] if not isinstance(clip, int | float) or clip else []
     steps.append(optax.adamw(rate, weight_decay=weight_decay))
-    if b_rate != 1.0:
+    if not isinstance(b_rate, int | float) or b_rate != 1.0:
         steps.append(optax.masked(optax.scale(b_rate), _is_b))
     return optax.chain(*steps) if len(steps) > 1 else steps[0]
 

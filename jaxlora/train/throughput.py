@@ -2,37 +2,105 @@
 
 import time
 
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxlora.data.examples import ANNOTATED
+from jaxlora.models.llama import LlamaConfig
+from jaxlora.train.assemble import adapter_specs
+from jaxlora.train.flops import costs, pairs
+from jaxlora.train.peak import peak_of
+
+SPENT_ON = ("data", "update", "validation", "save")
+
 
 class Throughput:
-    """Counts tokens over wall time, without the first update, which compiles, and without what lies between `stop` and
-    `start`."""
+    """Counts tokens, work and wall time from `start` on.
 
-    def __init__(self):
-        self.real = self.padded = 0
-        self.seconds = 0.0
+    A rate is over the time of the updates and of the waiting for their data, not of validation and saving, which are
+    counted apart. What the host waits for data while the device still computes counts as waiting for data.
+
+    Args:
+      config, shape, kind: of the run: its config, its model and its objective.
+      labels: of the head; 0 is the language-model loss.
+      mesh: its devices.
+    """
+
+    def __init__(self, config: ConfigDict, shape: LlamaConfig, kind: str, labels: int, mesh: Mesh):
+        specs = adapter_specs(config, shape.layers)
+        self._costs = costs(shape, specs, config.active, config.trainable, labels, config.remat)
+        self._window, self._every_token = shape.window, kind in ANNOTATED
+        # Before the first update, whose activations leave no room on a device that a run just fits.
+        self.peak = peak_of(mesh.devices.flatten().tolist(), config.dtype)
+        self.notes = self.real = self.padded = 0
+        self.model = self.hardware = 0.0
+        self.seconds = dict.fromkeys(SPENT_ON, 0.0)
+        self._now = "update"
         self._since: float | None = None
 
     def start(self) -> None:
-        """Starts, or goes on after `stop`."""
+        """Starts counting: after the first update, which compiles."""
         self._since = time.perf_counter()
 
-    def stop(self) -> None:
-        """Leaves out what follows: validation and saving."""
+    def enter(self, what: str) -> None:
+        """Says what the time is spent on from now on, one of `SPENT_ON`."""
         if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
-        self._since = None
+            now = time.perf_counter()
+            self.seconds[self._now] += now - self._since
+            self._since = now
+        self._now = what
 
-    def add(self, real: int, padded: int) -> None:
-        """Counts one update's real tokens and all of its positions."""
-        if self._since is not None:
-            self.real += real
-            self.padded += padded
+    def add(self, lengths: np.ndarray, positions: int) -> None:
+        """Counts one update.
+
+        Args:
+          lengths: tokens of each of its notes.
+          positions: of its rows; 0 where no token goes through the model, but kept features of the notes do.
+        """
+        if self._since is None:
+            return
+        self.notes += len(lengths)
+        if not positions:
+            return
+        real = int(lengths.sum())
+        work = real, pairs(lengths, self._window), real if self._every_token else len(lengths)
+        self.real += real
+        self.padded += positions
+        self.model += self._costs[0].of(*work)
+        self.hardware += self._costs[1].of(*work)
 
     def rates(self) -> dict[str, float]:
-        """Returns real and padded tokens a second so far, and the share of padding."""
-        seconds = self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+        """Returns the rates so far, and the seconds by what they were spent on; nothing where nothing was counted."""
+        if not self.notes:
+            return {}
+        self.enter(self._now)
+        seconds = (self.seconds["data"] + self.seconds["update"]) or float("inf")
+        spent = {f"seconds/{name}": value for name, value in self.seconds.items()}
+        if not self.padded:
+            return {"notes_per_second": self.notes / seconds, **spent}
         return {
-            "real_tokens_per_second": self.real / seconds if seconds else 0.0,
-            "padded_tokens_per_second": self.padded / seconds if seconds else 0.0,
-            "padding": 1.0 - self.real / self.padded if self.padded else 0.0,
+            "notes_per_second": self.notes / seconds,
+            "real_tokens_per_second": self.real / seconds,
+            "padded_tokens_per_second": self.padded / seconds,
+            "padding": 1.0 - self.real / self.padded,
+            "model_flops_per_second": self.model / seconds,
+            "mfu": self.model / seconds / self.peak.rate,
+            "hfu": self.hardware / seconds / self.peak.rate,
+            **spent,
         }
+
+    def line(self) -> str:
+        """Returns what a run prints at its end; "" where nothing was counted."""
+        if not self.notes:
+            return ""
+        rates, whole = self.rates(), sum(self.seconds.values())
+        parts = [f"{rates['notes_per_second']:,.1f} notes/s"]
+        if self.padded:
+            parts = [
+                f"{rates['real_tokens_per_second']:,.0f} real tokens/s (padding {rates['padding']:.1%})",
+                f"MFU {rates['mfu']:.1%}, HFU {rates['hfu']:.1%} of {self.peak.rate / 1e12:,.3g} TFLOP/s "
+                f"({self.peak.source})",
+            ]
+        waited = {"data wait": "data", "validation": "validation", "save": "save"}
+        return ", ".join([*parts, *(f"{name} {self.seconds[of] / whole:.1%}" for name, of in waited.items())])

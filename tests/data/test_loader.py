@@ -125,6 +125,22 @@ def test_fewer_rows_than_a_batch_still_train(numbered_notes):
 
 
 @pytest.mark.parametrize("seed", [0, None])
+def test_a_host_builds_its_own_rows_of_the_same_batches(numbered_notes, seed):
+    labels = np.random.default_rng(0).integers(0, 7, len(LENGTHS))
+    whole, part = (
+        Batches(numbered_notes(LENGTHS, labels), 64, 4, labels=7, seed=seed, own=own) for own in (None, [1, 3])
+    )
+    assert len(whole) == len(part) > 1
+    for number, (batch, own) in enumerate(zip(whole, part, strict=True)):
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(own[name][[1, 3]], rows[[1, 3]])
+            assert own[name].shape == rows.shape and own[name].dtype == rows.dtype
+        assert not own["tokens"][[0, 2]].any() and not own["segments"][[0, 2]].any()
+        np.testing.assert_array_equal(own["notes"], batch["notes"])
+        assert part.lengths(number).sum() == (batch["segments"] > 0).sum()
+
+
+@pytest.mark.parametrize("seed", [0, None])
 def test_one_label_goes_with_its_note(numbered_notes, seed):
     labels = np.random.default_rng(1).integers(1, 7, 50)
     seen = 0

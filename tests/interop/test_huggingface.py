@@ -10,6 +10,7 @@ from jaxlora.interop import huggingface
 from jaxlora.interop.llama_config import read_config
 from jaxlora.interop.tensors import write_sharded
 from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.quantized import dequantize, quantize
 from jaxlora.models.rotary import Rope
 from jaxlora.partition import select
 
@@ -86,6 +87,25 @@ def test_bfloat16_files_keep_their_bits_in_a_bfloat16_model(base, small_base, ed
     kernel = ("blocks", "q_proj", "kernel")
     assert found[kernel].dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(found[kernel], wanted[kernel].astype(ml_dtypes.bfloat16))
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_base_is_quantised_as_it_is_read(base, small_base, load, monkeypatch, precision):
+    told, read = {}, huggingface.load_base
+    monkeypatch.setattr(huggingface, "load_base", lambda *args: read(*args, quantized=told.__setitem__))
+    found, wanted = load(base, quantize=precision), load(small_base)
+    for path, value in wanted.items():
+        if path[-1] != "kernel":
+            np.testing.assert_array_equal(found[path], value)
+            continue
+        codes, scales = quantize(value, precision)
+        np.testing.assert_array_equal(found[*path, "codes"], codes)
+        np.testing.assert_array_equal(found[*path, "scales"], scales)
+        for i, name in enumerate(huggingface.tensor_names(path, 2)):
+            back = np.asarray(dequantize(codes[i], scales[i], np.float32))
+            error = np.linalg.norm(back - value[i]) / np.linalg.norm(value[i])
+            assert told[name] == pytest.approx(error, rel=1e-3)
+    assert len(told) == 14 and len(found) == len(wanted) + 7
 
 
 def test_head_of_a_merged_model_is_read(base, edit_tensors, load):

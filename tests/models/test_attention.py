@@ -1,14 +1,24 @@
-"""Grouped-query attention over packed rows, against the dense attention of jax.nn."""
+"""Grouped-query attention over packed rows, against the dense attention of jax.nn; which kernel computes it where."""
 
 import functools
+import types
 
 import jax
+import jax._src.cudnn.fused_attention_stablehlo as cudnn
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.special import softmax
 
-from jaxlora.models.attention import attend, attend_cached
+from jaxlora import partition
+from jaxlora.config import default
+from jaxlora.errors import UserError
+from jaxlora.models.attention import attend, attend_cached, choose
+from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.train import assemble
+from jaxlora.train.mesh import make_mesh
+from jaxlora.train.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -128,3 +138,110 @@ def test_bfloat16_stays_bfloat16_and_close():
     assert {x.dtype for x in (out, *gradients)} == {jnp.dtype("bfloat16")}
     expected, _ = value_and_gradients(q, k, v, segments, q)
     np.testing.assert_allclose(out.astype(np.float32), expected, atol=0.05)
+
+
+def device(kind: str, platform: str) -> jax.sharding.AbstractDevice:
+    return jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
+
+
+CPU = device("cpu", "cpu")
+V2, V3, V4, V5E = (device(f"TPU {name}", "tpu") for name in ("v2", "v3", "v4", "v5 lite"))
+GPU = device("NVIDIA H100 80GB HBM3", "gpu")
+
+
+@pytest.fixture
+def capability(monkeypatch):
+    """The compute capability that the GPU says it has, in a list of one."""
+    found = ["9.0"]
+    monkeypatch.setattr(jax, "local_devices", lambda backend: [types.SimpleNamespace(compute_capability=found[0])])
+    return found
+
+
+def test_auto_takes_the_kernel_of_the_device_where_it_runs(capability):
+    for of, dtype, head_dim, wanted in [
+        (CPU, "bfloat16", 128, "xla"),
+        (V4, "bfloat16", 128, "splash"),
+        (V5E, "float32", 64, "splash"),
+        (V2, "bfloat16", 128, "xla"),
+        (V3, "float32", 128, "xla"),
+        (GPU, "bfloat16", 128, "cudnn"),
+        (GPU, "float32", 128, "xla"),
+        (GPU, "bfloat16", 100, "xla"),
+    ]:
+        assert choose("auto", 512, of, head_dim, dtype) == wanted
+        assert choose("xla", 512, of, head_dim, dtype) == "xla"
+    assert choose("splash", 2048, device("TPU v6 lite", "tpu"), 128, "bfloat16") == "splash"
+    for older in ("8.0", "gfx942"):
+        capability[0] = older
+        assert choose("auto", 512, GPU, 128, "bfloat16") == "xla"
+    capability[0] = "10.0"
+    assert choose("cudnn", 512, GPU, 128, "bfloat16") == "cudnn"
+
+
+@pytest.mark.parametrize(
+    "of, kernel, block, head_dim, dtype, message",
+    [
+        (CPU, "splash", 512, 128, "bfloat16", "config.attention.kernel is 'splash', which needs a TPU v4 or later"),
+        (V3, "splash", 512, 128, "bfloat16", "not TPU v3; give 'auto' or 'xla'"),
+        (V5E, "cudnn", 512, 128, "bfloat16", "an NVIDIA GPU of the Hopper generation or later, not TPU v5 lite"),
+        (GPU, "cudnn", 512, 128, "float32", "which needs config.dtype 'bfloat16', not 'float32'"),
+        (GPU, "cudnn", 512, 100, "bfloat16", "this base's are 100 wide"),
+        (V5E, "splosh", 512, 128, "bfloat16", "config.attention.kernel: no 'splosh'; did you mean 'splash'?"),
+        (V5E, "splash", 200, 128, "bfloat16", "config.attention.block is 200; give a multiple of 128"),
+        (V5E, "auto", 2048, 128, "bfloat16", "config.attention.block is 2048; on TPU v5 lite give at most 1024"),
+        (CPU, "auto", 0, 128, "bfloat16", "config.attention.block is 0; give a multiple of 128"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused(capability, of, kernel, block, head_dim, dtype, message):
+    with pytest.raises(UserError, match=message):
+        choose(kernel, block, of, head_dim, dtype)
+
+
+def test_a_config_is_refused_before_its_base_is_loaded_or_reaches_the_model(small_base, monkeypatch):
+    config = default()
+    config.base = str(small_base)
+    config.attention.kernel, config.attention.block = "cudnn", 256
+    monkeypatch.setattr(assemble, "load_base", lambda *arguments: pytest.fail("the base was loaded"))
+    with pytest.raises(UserError, match="config.attention.kernel is 'cudnn'"):
+        assemble.assemble(config, 0, make_mesh(1, 1))
+    monkeypatch.undo()
+    config.attention.kernel = "xla"
+    shape = assemble.assemble(config, 0, make_mesh(1, 1)).config
+    assert (shape.attention, shape.attention_block) == ("xla", 256)
+
+
+def equations(jaxpr):
+    """Every equation of a program but those inside a Pallas kernel, which sees blocks."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if equation.primitive.name != "pallas_call":
+            for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+                inner = getattr(value, "jaxpr", value)
+                yield from equations(inner) if hasattr(inner, "eqns") else ()
+
+
+def squares(program, length) -> set[tuple[int, ...]]:
+    """The shapes of a program that are as large as length by length."""
+    shapes = {tuple(getattr(x.aval, "shape", ())) for e in equations(program.jaxpr) for x in (*e.invars, *e.outvars)}
+    return {shape for shape in shapes if shape.count(length) > 1}
+
+
+# All of a step's update is looked through, the loss and the scan over layers too.
+@pytest.mark.parametrize("of, call", [(V5E, "pallas_call"), (GPU, "dot_product_attention_fwd"), (CPU, None)])
+def test_an_update_makes_no_square_of_length(capability, monkeypatch, random_llama, of, call):
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: True)
+    specs, length = {"clinical": LoraSpec(2, 2.0)}, 256
+    model = random_llama(specs, heads=2, kv_heads=1, head_dim=8, dtype="bfloat16", remat="full", window=200)
+    definition, params, frozen = partition.split(model, ("adapter/clinical",))
+    objective = Objective("lm", ("clinical",))
+    mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"), abstract_device=of)
+    batch = {name: jnp.ones((2, length), jnp.int32) for name in ("tokens", "segments", "positions")}
+    with jax.sharding.use_abstract_mesh(mesh):
+        loss_and_gradients = jax.value_and_grad(lambda p: objective.loss(nnx.merge(definition, p, frozen), batch))
+        program = jax.make_jaxpr(loss_and_gradients)(params)
+    calls = [e for e in equations(program.jaxpr) if call and e.primitive.name.startswith(call)]
+    assert bool(calls) == bool(call)
+    assert not squares(program, length)
+    x = jnp.ones((2, length, 1, 8))
+    assert squares(jax.make_jaxpr(lambda x: jax.nn.dot_product_attention(x, x, x))(x), length)  # they are found

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from jaxlora import partition
 from jaxlora.config import default
@@ -129,6 +130,29 @@ def test_every_way_of_saving_memory_gives_the_same_gradients(random_llama, plain
     assert loss == pytest.approx(wanted, rel=1e-6)
     for path, gradient in gradients.items():
         np.testing.assert_allclose(gradient, wanted_gradients[path], rtol=1e-4, atol=1e-6, err_msg=str(path))
+
+
+def products(jaxpr) -> int:
+    """How many matrix products a program has, those of its inner programs among them."""
+    inner = (part for equation in jaxpr.eqns for part in jaxprs_in_params(equation.params))
+    return sum(map(products, inner)) + sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns)
+
+
+def test_every_level_of_remat_computes_again_what_it_says(random_llama):
+    batch, objective, counts = rows_of(NOTES, packed=True), Objective("lm", ("clinical",)), {}
+    for remat in REMAT:
+        model = random_llama({"clinical": LoraSpec(3, 6.0)}, remat=remat)
+        definition, params, frozen = partition.split(model, ["clinical"])
+
+        def loss(params, definition=definition, frozen=frozen):
+            return objective.loss(nnx.merge(definition, params, frozen), batch)
+
+        counts[remat] = products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)
+    assert list(counts) == ["full", "offload", "save_qkv", "save_dots", "none"]
+    projections, attention, adapters, rest = 3, 2, 2, 3  # q k v; scores and values; x A of q and v; o, gate, up
+    assert counts["none"] == counts["save_dots"]
+    assert counts["offload"] == counts["save_qkv"] == counts["none"] + rest + adapters
+    assert counts["full"] == counts["save_qkv"] + projections + attention + adapters
 
 
 def test_bfloat16_computes_in_bfloat16_and_stays_close(random_llama):

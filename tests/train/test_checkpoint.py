@@ -1,7 +1,9 @@
 """What a checkpoint holds, what goes on from it, and what is refused."""
 
 import json
+import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -198,25 +200,87 @@ def damage(run, step, part=""):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(
-    ("verb", "part"),
-    [
-        ("train", ""),
-        ("train", "_CHECKPOINT_METADATA"),
-        ("train", "metrics/metrics"),
-        ("evaluate", "model"),
-        ("evaluate", "_CHECKPOINT_METADATA"),
-        ("evaluate", "metrics/metrics"),
-    ],
-)
-def test_a_truncated_checkpoint(trained, tmp_path, refused, verb, part):
+@pytest.mark.parametrize("part", ["model", "_CHECKPOINT_METADATA", "metrics/metrics"])
+def test_a_truncated_checkpoint_is_not_evaluated(trained, tmp_path, refused, part):
     run = copy_run(trained.downstream, tmp_path / "run")
-    step = best(run) if verb == "evaluate" else max(int(path.name) for path in (run / "checkpoints").iterdir())
-    damage(run, step, part)
+    damage(run, best(run), part)
     before = contents(run)
-    line = refused(verb, *(trained.flags("frozen_downstream") if verb == "train" else []), f"--workdir={run}")
-    assert f"{run / 'checkpoints'}: checkpoint {step}" in line and "damaged" in line and "delete that folder" in line
+    line = refused("evaluate", f"--workdir={run}")
+    assert f"{run / 'checkpoints'}: checkpoint {best(trained.downstream)}" in line
+    assert "damaged" in line and "delete that folder" in line
     assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [("model", "cannot be restored"), ("_CHECKPOINT_METADATA", "is damaged"), ("metrics/metrics", "has no score")],
+)
+def test_training_goes_on_from_before_a_truncated_checkpoint(trained, stored, tmp_path, capfd, part, why):
+    run = copy_run(trained.downstream, tmp_path / "run")
+    before, last = sorted(int(path.name) for path in (run / "checkpoints").iterdir())[-2:]
+    damage(run, last, part)
+    capfd.readouterr()
+    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
+    said = [line for line in re.split(r"[\r\n]", capfd.readouterr().err) if line.startswith("jaxlora: ")]
+    assert len(said) == 1 and f"checkpoint {last} {why}" in said[0]
+    assert said[0].endswith(f"delete {run / 'checkpoints' / f'{last}.damaged'}")
+    assert part == "metrics/metrics" or f"going on from {before}" in said[0]
+    assert_same_models(stored(run, last), stored(trained.downstream, last))
+    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines() if "loss" in line]
+    assert steps == list(range(1, last + 1))
+
+
+@pytest.mark.parametrize("part", ["model", "metrics/metrics"])
+def test_no_checkpoint_left_that_can_be_read(trained, tmp_path, refused, part):
+    run = copy_run(trained.downstream, tmp_path / "run")
+    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+    for step in steps:
+        damage(run, step, part)
+    before = contents(run)
+    line = refused("train", *trained.flags("frozen_downstream"), f"--workdir={run}")
+    assert f"{run / 'checkpoints'}: checkpoint {steps[-1]} " in line and line.endswith("delete that folder")
+    assert contents(run) == before
+
+
+def assert_same_models(one, two):
+    assert one["model"].keys() == two["model"].keys()
+    assert [name for name in one["model"] if one["model"][name].tobytes() != two["model"][name].tobytes()] == []
+
+
+def test_what_does_not_change_the_result_may_change_in_a_run_that_goes_on(trained, stored, tmp_path):
+    run = copy_run(trained.downstream, tmp_path / "run")
+    last = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    shutil.rmtree(run / "checkpoints" / str(last))
+    changed = ["remat=full", "attention.block=128", "loss_chunk=32", "keep.last=1", "keep.best=0"]
+    flags = [*trained.flags("frozen_downstream"), *(f"--config.{field}" for field in changed)]
+    assert trained.run("train", *flags, f"--workdir={run}") == 0
+    assert [int(path.name) for path in (run / "checkpoints").iterdir()] == [last]
+    assert json.loads((run / "config.json").read_text())["remat"] == "full"
+    found, expected = stored(run, last)["model"], stored(trained.downstream, last)["model"]
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "field", ["mesh.fsdp", "mesh.rules.embed", "accumulate", "attention.kernel", "keep.last", "wandb"]
+)
+def test_a_field_that_may_change(trained, field):
+    config = checkpoint.read_config(trained.clinical)
+    *folders, name = field.split(".")
+    place = config
+    for folder in folders:
+        place = place[folder]
+    place[name] = "other" if isinstance(place[name], str) else place[name] + 1
+    checkpoint.check_same_run(trained.clinical, config)
+
+
+# The downstream adapter has dropout, and each part of an update draws masks of its own.
+@pytest.mark.parametrize("field", ["batch_size", "seed", "dtype", "quantize", "epochs", "learning_rate", "accumulate"])
+def test_a_field_that_may_not_change(trained, field):
+    config = checkpoint.read_config(trained.downstream)
+    config[field] = "other" if isinstance(config[field], str) else config[field] * 2 + 1
+    with pytest.raises(UserError, match=f"was started with config.{field} = "):
+        checkpoint.check_same_run(trained.downstream, config)
 
 
 def test_a_truncated_checkpoint_of_step_1(trained, tmp_path, refused):
@@ -232,8 +296,20 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(trained, stor
     steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     shutil.rmtree(run / "checkpoints" / str(steps[-1]))
     assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
-    again, before = stored(run, steps[-1])["model"], stored(trained.downstream, steps[-1])["model"]
-    assert {name: value.tobytes() for name, value in again.items()} == {n: v.tobytes() for n, v in before.items()}
+    assert_same_models(stored(run, steps[-1]), stored(trained.downstream, steps[-1]))
+
+
+def test_a_run_can_be_read_while_it_saves(trained, tmp_path):
+    run = copy_run(trained.downstream, tmp_path / "run")
+    saving = run / "checkpoints" / "99.orbax-checkpoint-tmp"
+    saving.mkdir()
+    Checkpoints(run).close()
+    assert saving.exists()
+    Checkpoints(run, {"last": 2, "best": 1}).close()
+    deadline = time.monotonic() + 30  # it is cleared away in the background
+    while saving.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not saving.exists()
 
 
 def test_a_base_that_changed_before_evaluation(trained, tmp_path, refused):

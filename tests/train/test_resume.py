@@ -1,20 +1,26 @@
 """A run that was killed and started again ends in the same bits; one that diverges stops and keeps what was good."""
 
+import errno
+import itertools
 import json
+import os
+import re
 import signal
 import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from jaxlora import pipeline
+from jaxlora.eval.features import Features
 from jaxlora.train import loop
-from jaxlora.train.checkpoint import Checkpoints
+from jaxlora.train.checkpoint import UNSCORED, Checkpoints
 from jaxlora.train.logs import RunLog
 
-RATES = {"real_tokens_per_second", "padded_tokens_per_second", "padding"}  # of wall time
+OF_TIME = "notes_per_second|real_tokens_per_second|padded_tokens_per_second|padding|model_flops_per_second|mfu|hfu"
+RATES = {*OF_TIME.split("|"), *(f"seconds/{name}" for name in ("data", "update", "validation", "save"))}
 
 
 def log_of(workdir):
@@ -35,26 +41,184 @@ def assert_same_end(run, other, stored):
     assert one["data"] == two["data"]
 
 
-def test_a_killed_and_resumed_run_ends_in_the_same_bits(trained, stored, tmp_path):
-    run, output = tmp_path / "run", tmp_path / "output"
-    command = [sys.executable, "-m", "jaxlora.cli", "train", *trained.flags("frozen_downstream"), f"--workdir={run}"]
-    with output.open("w") as file:
-        process = subprocess.Popen(command, env=trained.environment(), stdout=file, stderr=file)
-        try:
-            deadline = time.monotonic() + 180
-            while not steps_of(run) and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.01)
-        finally:
-            process.kill()
-            process.wait()
-    assert process.returncode == -signal.SIGKILL, output.read_text()
-    assert 0 < steps_of(run)[-1] < steps_of(trained.downstream)[-1]
+def train_patched(trained, patched, run, patch):
+    """Trains in a process of its own, to which `patch` happens; returns its exit status and what it wrote."""
+    command = patched(patch, "train", *trained.flags("frozen_downstream"), f"--workdir={run}")
+    done = subprocess.run(command, env=trained.environment(), capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr
 
-    subprocess.run(command, env=trained.environment(), check=True, capture_output=True)
-    assert_same_end(run, trained.downstream, stored)
-    assert log_of(run) == log_of(trained.downstream)
-    losses = [line["step"] for line in log_of(run) if "loss" in line]
-    assert losses == list(range(1, losses[-1] + 1)) and losses[-1] == steps_of(run)[-1]
+
+def lines_of(output):
+    """What a process said, without its progress bars."""
+    return [line for line in re.split(r"[\r\n]", output) if line.startswith("jaxlora: ")]
+
+
+def assert_same_run(run, other, stored):
+    assert_same_end(run, other, stored)
+    assert log_of(run) == log_of(other)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_updates_and_in_a_save_ends_in_the_same_bits(trained, patched, stored, tmp_path):
+    run, rng = tmp_path / "run", np.random.default_rng(0)
+    for patch in (
+        f"at_update({rng.integers(4, 7)}, lambda: send(signal.SIGKILL))",
+        "at_save(1, lambda: send(signal.SIGKILL))",
+        f"at_update({rng.integers(1, 5)}, lambda: send(signal.SIGKILL))",
+    ):
+        status, output = train_patched(trained, patched, run, patch)
+        assert status == -signal.SIGKILL, output
+    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
+    assert_same_run(run, trained.downstream, stored)
+
+
+def test_sigterm_saves_and_ends_well_and_the_run_goes_on_in_the_same_bits(trained, patched, stored, tmp_path):
+    run, update = tmp_path / "run", int(np.random.default_rng(1).integers(4, 8))
+    status, output = train_patched(trained, patched, run, f"at_update({update}, lambda: send(signal.SIGTERM))")
+    assert status == 0, output
+    said = f"jaxlora: stopped by SIGTERM at update {update}, which is saved; the same command goes on from there"
+    assert lines_of(output) == [said]
+    assert steps_of(run)[-1] == update
+    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
+    assert_same_run(run, trained.downstream, stored)
+
+
+@pytest.mark.parametrize("made", ["make_train_step", "make_predict_step"])
+def test_a_validation_that_sigterm_left_out_is_made_up_for(trained, stored, tmp_path, monkeypatch, made):
+    """The signal comes at an update that is to be validated, or in the middle of its validation."""
+    run, module = tmp_path / "run", loop if made == "make_train_step" else pipeline
+    with monkeypatch.context() as patch:
+        # Each validation has three batches.
+        raise_after(patch, module, made, 6 if module is loop else 3 + 2)
+        assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
+    assert steps_of(run)[-1] == 6
+    assert [line["step"] for line in log_of(run) if "validation/auroc" in line] == [3]
+    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
+    assert_same_run(run, trained.downstream, stored)
+
+
+def test_the_last_validation_that_sigterm_left_out_adds_its_score_alone(trained, stored, tmp_path, monkeypatch, capfd):
+    """The checkpoint is the only one of its update: no moment of the second run may leave none."""
+    run, said = tmp_path / "run", "SIGTERM left out the validation of update 14, the last; the same command makes it up"
+    command = ("train", *trained.flags("frozen_downstream"), f"--workdir={run}")
+    times, capture = [], lambda: capfd.readouterr().err
+    for calls in (4 * 3 + 2, 2):  # in the last of five validations, and in the one that makes up for it
+        with monkeypatch.context() as patch:
+            raise_after(patch, pipeline, "make_predict_step", calls)
+            assert trained.run(*command) == 0
+        assert lines_of(capture()) == [f"jaxlora: {said}"]
+        assert score_of(run, 14) == UNSCORED
+        times.append(times_of(run / "checkpoints" / "14"))
+    assert trained.run(*command) == 0
+    times.append(times_of(run / "checkpoints" / "14"))
+    assert times[0] == times[1] == times[2]
+    assert score_of(run, 14) == score_of(trained.downstream, 14)
+    assert_same_run(run, trained.downstream, stored)
+
+
+def score_of(run, step):
+    checkpoints = Checkpoints(run)
+    try:
+        return checkpoints.metadata(step)["score"]
+    finally:
+        checkpoints.close()
+
+
+def times_of(folder):
+    """When each file of a checkpoint but its score was written."""
+    return {
+        str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "metrics"
+    }
+
+
+def test_sigterm_while_features_are_kept(trained, tmp_path, monkeypatch, capfd):
+    real, run = Features.of, tmp_path / "run"
+
+    def signalled(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Features, "of", signalled)
+    assert trained.run("train", *trained.flags("frozen"), f"--workdir={run}") == 0
+    said = ["jaxlora: stopped by SIGTERM before the first update; the same command begins again"]
+    assert lines_of(capfd.readouterr().err) == said
+    assert steps_of(run) == []
+
+
+def raise_after(patch, module, made, calls):
+    """Sends SIGTERM to this process when what `module.made` makes was called so often."""
+    real = getattr(module, made)
+
+    def make(*arguments):
+        function, count = real(*arguments), itertools.count(1)
+
+        def signalled(*values):
+            if next(count) == calls:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return function(*values)
+
+        return signalled
+
+    patch.setattr(module, made, make)
+
+
+FULL = """
+save = Checkpoints.save
+
+def full(self, *arguments, **named):
+    self.wait()
+    if self.latest:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    save(self, *arguments, **named)
+
+Checkpoints.save = full
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(trained, patched, stored, tmp_path):
+    run = tmp_path / "run"
+    status, output = train_patched(trained, patched, run, FULL)
+    assert status == 2, output
+    assert lines_of(output) == [
+        f"jaxlora: {run / 'checkpoints'}: cannot save (File too large); checkpoint 3 is kept: make room there, and the "
+        "same command goes on"
+    ]
+    assert steps_of(run) == [3]
+    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
+    assert_same_run(run, trained.downstream, stored)
+
+
+def test_an_error_of_something_else_is_not_told_as_a_failed_save(trained, tmp_path, monkeypatch, refused):
+    def broken(*_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(loop, "put_batch", broken)
+    line = refused("train", *trained.flags("frozen_downstream"), f"--workdir={tmp_path / 'run'}")
+    assert line == "jaxlora: Broken pipe"
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(trained, stored, tmp_path, monkeypatch):
+    """What is saved is the state of its update, although the next updates are given its memory."""
+    run, kept = tmp_path / "run", {}
+    save = Checkpoints.save
+
+    def copying(self, step, model, *rest, **named):
+        kept[step] = {path: np.array(leaf[...]) for path, leaf in nnx.to_flat_state(model)}
+        save(self, step, model, *rest, **named)
+
+    monkeypatch.setattr(Checkpoints, "save", copying)
+    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
+    for step in steps_of(run):
+        found = stored(run, step)["model"]
+        for path, value in kept[step].items():
+            assert found["/".join(path)].tobytes() == value.tobytes()
+
+
+def test_as_many_checkpoints_stay_as_the_config_says(trained, tmp_path):
+    run = tmp_path / "run"
+    flags = [*trained.flags("frozen_downstream"), "--config.keep.last=3", "--config.keep.best=0"]
+    assert trained.run("train", *flags, f"--workdir={run}") == 0
+    assert steps_of(run) == [9, 12, 14]
 
 
 def test_a_run_interrupted_between_checkpoints_ends_in_the_same_bits(trained, stored, tmp_path, monkeypatch):
@@ -89,11 +253,11 @@ def interrupt_after(patch, updates):
 def test_the_log_is_on_the_disk_before_the_checkpoint(trained, tmp_path, monkeypatch):
     run, save, seen = tmp_path / "run", Checkpoints.save, []
 
-    def checked(self, step, *arguments):
+    def checked(self, step, *arguments, **named):
         seen.append((step, [line["step"] for line in log_of(run) if "loss" in line]))
         if len(seen) == 2:
             raise KeyboardInterrupt
-        save(self, step, *arguments)
+        save(self, step, *arguments, **named)
 
     monkeypatch.setattr(Checkpoints, "save", checked)
     assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 130

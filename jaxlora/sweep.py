@@ -1,0 +1,216 @@
+"""The verb `sweep`: several runs that differ in settings, or in dataset and task, trained as one program.
+
+Each becomes a run as `train` would have made it, in a folder of its own: `evaluate`, `predict` and `export-adapter`
+take it, and `train` goes on with it alone.
+"""
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxlora import files, partition
+from jaxlora.data.loader import Batches
+from jaxlora.data.tokens import Tokenizer
+from jaxlora.errors import UserError
+from jaxlora.eval.predict import make_predict_step
+from jaxlora.interop.llama_config import read_config
+from jaxlora.pipeline import check_fields, class_weights, describe, open_dataset, read_notes, validation
+from jaxlora.plan.refusal import check_fits
+from jaxlora.train import checkpoint
+from jaxlora.train.assemble import adapter_specs, assemble
+from jaxlora.train.damage import Damaged
+from jaxlora.train.members import Member, fit_together
+from jaxlora.train.memory import lay_out, share_cores
+from jaxlora.train.mesh import check_batch, own_rows, start_distributed
+from jaxlora.train.objective import Objective
+from jaxlora.train.together import OF_NOTES, make_settings, template_config
+
+OWN = (
+    "learning_rate", "seed", "weight_decay", "b_rate", "clip", "warmup", "decay", "class_weights", "epochs",
+    "evaluations", "select", "data.name",
+)  # fmt: skip
+OWN_OF_ADAPTER = ("alpha", "dropout", "rank")
+
+
+def sweep_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False) -> None:
+    """Trains the members of `config.sweep`, each in `WORKDIR/NAME`; goes on where they stopped.
+
+    Args:
+      allow_base_mismatch: starts from adapters that were trained on another base.
+
+    Raises:
+      UserError: a field of the config that is missing or wrong, a member that cannot be trained with the others, or,
+        when all others are complete, the members whose loss was no number any more.
+    """
+    start_distributed()
+    configs = member_configs(config)
+    if config.wandb:
+        raise UserError("config.wandb is set, but Weights & Biases takes one run a process; leave it empty in a sweep")
+    for name, own in configs.items():
+        check_fields(own)
+        if checkpoint.exists(f"{workdir}/{name}"):
+            checkpoint.check_same_run(f"{workdir}/{name}", own)
+    share_cores(config.base)
+    datasets = {name: open_dataset(own) for name, own in configs.items()}
+    _check_tasks({name: prepared.task for name, prepared in datasets.items()})
+    labels = max(len(prepared.task.outputs) for prepared in datasets.values())
+    mesh = lay_out(config, labels, config.trainable, members=len(configs))
+    check_batch(mesh, config.batch_size, config.accumulate)
+    check_fits(config, labels, mesh, members=len(configs))
+    tokenizer, read, data = Tokenizer(config.base), {}, {}
+    for name, own in configs.items():
+        what = (own.data.name, own.seed if own.data.mix else None)
+        read[what] = read[what] if what in read else read_notes(own, datasets[name], tokenizer)
+        data[name] = (datasets[name].task, *read[what])
+    if jax.process_index() == 0:
+        for name, own in configs.items():
+            checkpoint.write_config(f"{workdir}/{name}", own)
+        files.write_json(epath.Path(workdir) / "sweep.json", {name: dict(own) for name, own in members_of(config)})
+
+    rows = own_rows(mesh, config.batch_size)
+    batches = {
+        name: Batches(notes, own.data.length, own.batch_size, len(task.outputs), own.epochs, own.seed, rows)
+        for (name, own), (task, notes, _) in zip(configs.items(), data.values(), strict=True)
+    }
+    unfinished = [name for name in configs if not _complete(f"{workdir}/{name}", len(batches[name]))]
+    if not unfinished:
+        if jax.process_index() == 0:
+            print(f"{workdir}: every member is complete")
+        return
+    configs = {name: configs[name] for name in unfinished}
+    failed = _train(config, workdir, configs, data, batches, tokenizer, mesh, allow_base_mismatch)
+    if failed:
+        raise UserError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+def _train(config, workdir, configs, data, batches, tokenizer, mesh: Mesh, allow_base_mismatch: bool) -> dict[str, str]:
+    """Trains members that have updates left; returns what stopped those that did not get to their last."""
+    layers = read_config(config.base).layers
+    specs = {name: adapter_specs(own, layers) for name, own in configs.items()}
+    tasks = {name: data[name][0] for name in configs}
+    labels = {name: len(task.outputs) for name, task in tasks.items()}
+    belongs = checkpoint.belongs_to(config.base, tokenizer)
+    told = print if jax.process_index() == 0 else lambda _: None
+    template = assemble(template_config(list(configs.values())), max(labels.values()), mesh, False, report=told)
+    base = partition.select(nnx.state(template), ["base"])
+    kind = next(iter(tasks.values())).kind
+    objective = Objective(kind, tuple(config.active), (), config.loss_chunk)
+    predict_step = make_predict_step(nnx.graphdef(template), objective, mesh)
+    members, weights = [], []
+    for name, own in configs.items():
+        task, notes, held_out = data[name]
+        folder = f"{workdir}/{name}"
+        fresh = not checkpoint.exists(folder)
+        model = assemble(own, labels[name], mesh, fresh, {} if allow_base_mismatch else belongs, base)
+        validate = None
+        if held_out is not None:
+            in_order = Batches(held_out, own.data.length, own.batch_size, seed=None, own=batches[name].own)
+            validate = validation(_of_own_labels(predict_step, task), in_order, task, mesh)
+        metadata = {**belongs, **describe(specs[name], task, notes)}
+        members.append(Member(name, folder, own, model, batches[name], validate, metadata))
+        weights.append(class_weights(own, task, notes))
+    table = partition.table(template, config.active, config.trainable)
+    told(f"{len(members)} members over one base, each at most:\n{table}")
+    kinds = [task.kind for task in tasks.values()]
+    settings = make_settings(
+        list(configs.values()), list(specs.values()), template, kinds, weights, list(labels.values())
+    )
+    return fit_together(members, template, settings, objective, mesh, allow_base_mismatch)
+
+
+def members_of(config: ConfigDict) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns (name, what it changes) of every member of a config.
+
+    Raises:
+      UserError: `config.sweep` is empty or of another form, or a name is no folder's name or there twice.
+    """
+    members = []
+    for part in config.sweep:
+        if not (isinstance(part, tuple | list) and len(part) == 2 and isinstance(part[1], Mapping | ConfigDict)):
+            raise UserError("config.sweep: not pairs of a name and fields; give (('a name', {'learning_rate': 1e-3}),)")
+        name, own = part
+        if not (isinstance(name, str) and re.fullmatch(r"\w[\w .=-]*", name)):
+            raise UserError(
+                f"config.sweep: {name!r} is no name of a folder; give letters, digits, '-', '_', '.' or '='"
+            )
+        if name in dict(members):
+            raise UserError(f"config.sweep: two members are named {name!r}; give each its own name")
+        members.append((name, own))
+    if not members:
+        raise UserError("config.sweep is empty; name the members, as configs/sweep.py does")
+    return members
+
+
+def member_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Returns the config of each member's own `train` run, by name.
+
+    Raises:
+      UserError: what `members_of` raises, or a member changes a field that all members share, or gives one a value of
+        another type.
+    """
+    if any(fnmatch.fnmatch("base", pattern) for pattern in config.trainable):
+        raise UserError("config.trainable: the members of a sweep share one frozen base; train a base with `train`")
+    configs = {}
+    for name, own in members_of(config):
+        member = config.copy_and_resolve_references()
+        member.sweep = ()
+        for field, value in own.items():
+            _check_own(config, name, field)
+            try:
+                member.update_from_flattened_dict({field: value})
+            except (TypeError, ValueError):
+                raise UserError(f"config.sweep: {name!r} gives {field} the value {value!r}, of another type") from None
+        configs[name] = member
+    return configs
+
+
+def _check_own(config: ConfigDict, name: str, field: str) -> None:
+    """Checks that a member may have a field for itself."""
+    parts = field.split(".")
+    if parts[0] == "adapters" and len(parts) == 3 and parts[2] in OWN_OF_ADAPTER:
+        if parts[1] not in config.adapters:
+            raise UserError(f"config.sweep: {name!r} changes {field}, but there is no adapter {parts[1]!r}")
+    elif field not in OWN:
+        raise UserError(
+            f"config.sweep: {name!r} changes {field}, which all members share; a member may have its own "
+            f"{', '.join(OWN)}, and adapters.NAME.{'/'.join(OWN_OF_ADAPTER)}"
+        )
+
+
+def _check_tasks(tasks: Mapping[str, Any]) -> None:
+    (first, one), *others = tasks.items()
+    for name, other in others:
+        same = other.kind == one.kind and len(other.outputs) == len(one.outputs)
+        if not same and not (one.kind in OF_NOTES and other.kind in OF_NOTES):
+            raise UserError(
+                f"config.sweep: data.name of {name!r} is of kind {other.kind!r} with {len(other.outputs)} labels, that "
+                f"of {first!r} {one.kind!r} with {len(one.outputs)}; only {', '.join(OF_NOTES)} train together"
+            )
+
+
+def _of_own_labels(step, task):
+    """Returns the predict step of the template without the labels that are not the task's own."""
+    if task.kind not in OF_NOTES:
+        return step
+    return lambda state, batch: {"logits": step(state, batch)["logits"][..., : len(task.outputs)]}
+
+
+def _complete(workdir: str, updates: int) -> bool:
+    """Returns whether a run has saved its last update, validated where it had to be."""
+    if not checkpoint.exists(workdir):
+        return False
+    try:
+        checkpoints = checkpoint.Checkpoints(workdir)
+        try:
+            return checkpoints.latest == updates and checkpoints.metadata(updates)["score"] != checkpoint.UNSCORED
+        finally:
+            checkpoints.close()
+    except Damaged:  # going on from the one before is left to the training
+        return False

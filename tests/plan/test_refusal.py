@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+from jaxlora.config import adapter, default
+from jaxlora.errors import UserError
+from jaxlora.plan.chips import GIB
+from jaxlora.plan.refusal import check_fits
+from jaxlora.train.mesh import make_mesh
+
+
+@pytest.fixture
+def seven_billion(tmp_path):
+    shape = {
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "rms_norm_eps": 1e-5,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    config = default()
+    config.base, config.dtype, config.batch_size, config.data.length = str(tmp_path), "bfloat16", 1, 2048
+    config.adapters.clinical = adapter(16, 32)
+    config.active = config.trainable = ("clinical",)
+    return config
+
+
+def test_a_run_that_cannot_fit_is_refused_with_its_arithmetic(seven_billion):
+    with pytest.raises(UserError, match=r"^the run does not fit: .* base 12\.55 \+ .* and has 12\.00; ") as refused:
+        check_fits(seven_billion, 0, make_mesh(1, 1), 12 * GIB)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_that_may_fit_is_let_through(seven_billion):
+    check_fits(seven_billion, 0, make_mesh(1, 1), 16 * GIB)
+    check_fits(seven_billion, 0, make_mesh(1, 1))  # a CPU does not say what it has
+
+
+def test_what_remat_could_save_is_not_held_against_a_run(seven_billion):
+    seven_billion.remat, seven_billion.batch_size = "none", 4
+    check_fits(seven_billion, 0, make_mesh(1, 1), 18 * GIB)
