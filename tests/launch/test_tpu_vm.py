@@ -83,7 +83,7 @@ class Machine:
 
     def run(self, *arguments: str, outcomes: str = "") -> tuple[int, str, str]:
         process = self.start(*arguments, outcomes=outcomes)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=240)
         return process.returncode, output, errors
 
     def calls(self, *words: str) -> list[str]:
@@ -234,7 +234,7 @@ def test_an_interrupt_deletes_the_tpu(machine):
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode == 130
     assert not (machine.folder / "tpu").exists()
 
@@ -261,13 +261,13 @@ def attach(tmp_path: Path) -> list[str]:
 def test_attach_runs_a_command_once(attach, tmp_path):
     command = [*attach, "bash", "-c", f"echo hello | tee -a {tmp_path}/ran"]
     for _ in range(2):
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=240)
         assert (result.returncode, result.stdout) == (0, "hello\n")
     assert (tmp_path / "ran").read_text() == "hello\n"
 
 
 def test_attach_tells_a_failure_from_a_broken_connection(attach):
-    assert subprocess.run([*attach, "bash", "-c", "exit 255"], capture_output=True, timeout=60).returncode == 3
+    assert subprocess.run([*attach, "bash", "-c", "exit 255"], capture_output=True, timeout=240).returncode == 3
 
 
 def test_attach_survives_a_broken_connection(attach, tmp_path):
@@ -281,7 +281,7 @@ def test_attach_survives_a_broken_connection(attach, tmp_path):
     first.kill()
     first.wait()
     (tmp_path / "go").touch()
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0
     assert result.stdout.endswith("end\n")
     assert (tmp_path / "ran").read_text() == "start\n"
