@@ -13,18 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxlora import partition
 from jaxlora.config import adapter, default
 from jaxlora.data import builders
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import Tokenizer, tokenize
 from jaxlora.models.llama import Llama, LlamaConfig
 from jaxlora.train.assemble import adapter_specs, assemble
-from jaxlora.train.memory import lay_out, share_cores
+from jaxlora.train.devices import lay_out, share_cores
 from jaxlora.train.mesh import put_batch, shardings
 from jaxlora.train.objective import Objective
-from jaxlora.train.optimizer import make_optimizer, schedule
-from jaxlora.train.step import init_state, make_train_step
+from jaxlora.train.step import make_update
 from jaxlora.workers import cores
 
 DENSE = LlamaConfig(vocab=32000, embed=512, mlp=1376, layers=8, heads=8, kv_heads=8, head_dim=64)
@@ -77,11 +75,7 @@ def main():
         share_cores(config.base)
     mesh = lay_out(config, 0)
     model, objective, batches = (dense if work == "dense" else notes)(config, mesh)
-    definition, params, frozen = partition.split(model, config.trainable)
-    rate = schedule(config.learning_rate, 1000, 0.0, "constant")
-    optimizer = make_optimizer(rate, config.weight_decay, config.clip)
-    state = init_state(params, optimizer, mesh)
-    step = make_train_step(definition, optimizer, objective, False, state, mesh)
+    step, state, frozen, _ = make_update(config, model, objective, 1000, mesh)
     key, batches = jax.random.key(0), iter(batches)
     state, metrics = step(state, frozen, put_batch(mesh, next(batches)), key)
     jax.block_until_ready(metrics)

@@ -30,9 +30,9 @@ def ratio(place):
     from flax import nnx
 
     from jaxlora import partition
+    from jaxlora.chips import parse_slice
     from jaxlora.models.llama import Llama, LlamaConfig
     from jaxlora.models.lora_spec import LoraSpec
-    from jaxlora.plan.chips import parse_slice
     from jaxlora.plan.topology import devices_of
     from jaxlora.train.flops import flops
     from jaxlora.train.mesh import make_mesh, replicated, shardings

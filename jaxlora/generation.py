@@ -21,7 +21,7 @@ from jaxlora.models.generate import make_generate, pad_left
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
-from jaxlora.train.memory import lay_out
+from jaxlora.train.devices import lay_out
 from jaxlora.train.mesh import put_batch, replicated, start_distributed
 
 _BATCH = 16

@@ -31,11 +31,12 @@ from jaxlora.plan.refusal import check_fits
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import adapter_specs, assemble
+from jaxlora.train.devices import lay_out, share_cores
 from jaxlora.train.logs import wandb_module
 from jaxlora.train.loop import fit
-from jaxlora.train.memory import lay_out, share_cores
 from jaxlora.train.mesh import check_batch, own_rows, start_distributed
 from jaxlora.train.objective import Objective, balanced_weights
+from jaxlora.train.run import Training
 
 
 def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False, profile: bool = False) -> None:
@@ -60,7 +61,8 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
         checkpoint.check_same_run(workdir, config)
     prepared = open_dataset(config)
     task, labels = prepared.task, len(prepared.task.outputs)
-    mesh = lay_out(config, labels, config.trainable)
+    told = print if jax.process_index() == 0 else lambda _: None
+    mesh = lay_out(config, labels, config.trainable, report=told)
     check_batch(mesh, config.batch_size, config.accumulate)
     check_fits(config, labels, mesh)
     specs = adapter_specs(config, read_config(config.base).layers)
@@ -68,7 +70,6 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     notes, held_out = read_notes(config, prepared, tokenizer)
     belongs = checkpoint.belongs_to(config.base, tokenizer)
     # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
-    told = print if jax.process_index() == 0 else lambda _: None
     model = assemble(config, labels, mesh, not resumed, {} if allow_base_mismatch else belongs, report=told)
     told(partition.table(model, config.active, config.trainable))
 
@@ -84,8 +85,8 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     metadata = {**belongs, **describe(specs, task, notes)}
     if jax.process_index() == 0:
         checkpoint.write_config(workdir, config)
-    keep = features.of if features else None
-    fit(config, workdir, model, objective, batches, validate, metadata, mesh, allow_base_mismatch, keep, profile)
+    training = Training(workdir, config, model, batches, validate, metadata)
+    fit(training, objective, mesh, allow_base_mismatch, features.of if features else None, profile)
 
 
 def open_dataset(config: ConfigDict) -> builders.Prepared:

@@ -11,7 +11,7 @@ from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import Predictions
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
-from jaxlora.train.memory import lay_out
+from jaxlora.train.devices import lay_out
 from jaxlora.train.mesh import own_rows, start_distributed
 from jaxlora.train.objective import Objective
 

@@ -19,6 +19,7 @@ from jaxlora import files, partition
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError
+from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step
 from jaxlora.interop.llama_config import read_config
 from jaxlora.pipeline import check_fields, class_weights, describe, open_dataset, read_notes, validation
@@ -26,10 +27,11 @@ from jaxlora.plan.refusal import check_fits
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import adapter_specs, assemble
 from jaxlora.train.damage import Damaged
-from jaxlora.train.members import Member, fit_together
-from jaxlora.train.memory import lay_out, share_cores
+from jaxlora.train.devices import lay_out, share_cores
+from jaxlora.train.members import fit_together
 from jaxlora.train.mesh import check_batch, own_rows, start_distributed
 from jaxlora.train.objective import Objective
+from jaxlora.train.run import Training
 from jaxlora.train.together import OF_NOTES, make_settings, template_config
 
 OWN = (
@@ -61,7 +63,8 @@ def sweep_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     datasets = {name: open_dataset(own) for name, own in configs.items()}
     _check_tasks({name: prepared.task for name, prepared in datasets.items()})
     labels = max(len(prepared.task.outputs) for prepared in datasets.values())
-    mesh = lay_out(config, labels, config.trainable, members=len(configs))
+    told = print if jax.process_index() == 0 else lambda _: None
+    mesh = lay_out(config, labels, config.trainable, members=len(configs), report=told)
     check_batch(mesh, config.batch_size, config.accumulate)
     check_fits(config, labels, mesh, members=len(configs))
     tokenizer, read, data = Tokenizer(config.base), {}, {}
@@ -81,8 +84,7 @@ def sweep_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     }
     unfinished = [name for name in configs if not _complete(f"{workdir}/{name}", len(batches[name]))]
     if not unfinished:
-        if jax.process_index() == 0:
-            print(f"{workdir}: every member is complete")
+        told(f"{workdir}: every member is complete")
         return
     configs = {name: configs[name] for name in unfinished}
     failed = _train(config, workdir, configs, data, batches, tokenizer, mesh, allow_base_mismatch)
@@ -103,6 +105,8 @@ def _train(config, workdir, configs, data, batches, tokenizer, mesh: Mesh, allow
     kind = next(iter(tasks.values())).kind
     objective = Objective(kind, tuple(config.active), (), config.loss_chunk)
     predict_step = make_predict_step(nnx.graphdef(template), objective, mesh)
+    kept = all(can_keep(own, tasks[name].kind) for name, own in configs.items())
+    features = Features(nnx.graphdef(template), objective, mesh) if kept else None
     members, weights = [], []
     for name, own in configs.items():
         task, notes, held_out = data[name]
@@ -112,9 +116,9 @@ def _train(config, workdir, configs, data, batches, tokenizer, mesh: Mesh, allow
         validate = None
         if held_out is not None:
             in_order = Batches(held_out, own.data.length, own.batch_size, seed=None, own=batches[name].own)
-            validate = validation(_of_own_labels(predict_step, task), in_order, task, mesh)
+            validate = validation(_of_own_labels(predict_step, task), in_order, task, mesh, features)
         metadata = {**belongs, **describe(specs[name], task, notes)}
-        members.append(Member(name, folder, own, model, batches[name], validate, metadata))
+        members.append(Training(folder, own, model, batches[name], validate, metadata, name))
         weights.append(class_weights(own, task, notes))
     table = partition.table(template, config.active, config.trainable)
     told(f"{len(members)} members over one base, each at most:\n{table}")
@@ -122,7 +126,8 @@ def _train(config, workdir, configs, data, batches, tokenizer, mesh: Mesh, allow
     settings = make_settings(
         list(configs.values()), list(specs.values()), template, kinds, weights, list(labels.values())
     )
-    return fit_together(members, template, settings, objective, mesh, allow_base_mismatch)
+    keep = features.of if features else None
+    return fit_together(members, template, settings, objective, mesh, allow_base_mismatch, keep)
 
 
 def members_of(config: ConfigDict) -> list[tuple[str, Mapping[str, Any]]]:

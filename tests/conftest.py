@@ -233,7 +233,7 @@ def trained(small) -> Small:
 PATCHED = """
 import os, resource, signal, sys
 from jaxlora import cli
-from jaxlora.train import loop
+from jaxlora.train import step
 from jaxlora.train.checkpoint import Checkpoints
 
 def after(function, number, action):
@@ -247,8 +247,8 @@ def after(function, number, action):
     return patched
 
 def at_update(number, action):
-    real = loop.make_train_step
-    loop.make_train_step = lambda *arguments: after(real(*arguments), number, action)
+    real = step.make_train_step
+    step.make_train_step = lambda *arguments: after(real(*arguments), number, action)
 
 def at_save(number, action):
     Checkpoints.save = after(Checkpoints.save, number, action)

@@ -93,6 +93,20 @@ def test_a_member_is_the_run_that_train_makes_of_it(trained, flags, swept, store
     assert moved and all(np.abs(alone["model"][leaf]).max() > 1e-3 for leaf in moved)
 
 
+def test_members_that_train_their_heads_alone_keep_the_features_of_their_notes(trained, flags, tmp_path, capsys):
+    """One pass of the model for each member, and each is still the run that `train` makes of it."""
+    members = {"slow": {"learning_rate": 0.01}, "death": {"data.name": "death", "epochs": 3}}
+    frozen = [*(flag.replace(":frozen_downstream", ":frozen") for flag in flags), "--config.learning_rate=0.05"]
+    assert trained.run("sweep", *frozen, sweep_flag(members), f"--workdir={tmp_path / 'sweep'}") == 0
+    # The training notes of each, and its validation notes.
+    assert capsys.readouterr().out.count("the head alone is trained: the features of") == 2 * len(members)
+    for name, fields in members.items():
+        own, alone = [f"--config.{field}={value}" for field, value in fields.items()], tmp_path / name
+        assert trained.run("train", *frozen, *own, f"--workdir={alone}") == 0
+        np.testing.assert_allclose(losses(tmp_path / "sweep" / name), losses(alone), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(validations(tmp_path / "sweep" / name), validations(alone), atol=1e-5)
+
+
 def test_a_sweep_that_was_interrupted_ends_as_one_that_was_not(trained, flags, swept, stored, tmp_path, monkeypatch):
     real, saved = Checkpoints.save, []
 

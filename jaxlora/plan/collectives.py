@@ -131,7 +131,7 @@ def _group(line: str, kind: str) -> int:
     tiled = re.search(r"replica_groups=\[([\d,]+)\]<=", line)
     if tiled:
         return int(tiled[1].split(",")[-1])
-    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
+    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)  # with or without device_ids
     if meshed:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", meshed[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", meshed[2]))

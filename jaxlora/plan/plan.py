@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import files
+from jaxlora.chips import GIB, Slice, parse_slice
 from jaxlora.config import check_ranges
 from jaxlora.errors import UserError
-from jaxlora.plan.chips import GIB, Slice, parse_slice
 from jaxlora.plan.collectives import Collective, collectives
 from jaxlora.plan.markdown import markdown
 from jaxlora.plan.program import Aim, Program, aim_of, compiled
@@ -17,7 +17,7 @@ from jaxlora.plan.roofline import bound
 from jaxlora.plan.search import Refusal, cheapest, fitting, nearest_first
 from jaxlora.plan.setting import Estimate, Estimator, Setting, per_token, setting_of
 from jaxlora.plan.topology import devices_of
-from jaxlora.train.memory import lay_out
+from jaxlora.train.devices import lay_out
 from jaxlora.train.mesh import check_batch, make_mesh
 
 _TRIES, _OFFERED = 8, 2  # compilations of a search, and settings offered where the given one does not fit

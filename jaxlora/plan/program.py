@@ -16,10 +16,10 @@ from jaxlora.data.examples import ANNOTATED
 from jaxlora.data.loader import max_segments
 from jaxlora.models.layout import BATCH
 from jaxlora.train.assemble import abstract, model_shape
+from jaxlora.train.memory import device_bytes
 from jaxlora.train.mesh import replicated
 from jaxlora.train.objective import Objective
-from jaxlora.train.optimizer import make_optimizer, schedule
-from jaxlora.train.step import TrainState, abstract_optimizer, make_train_step
+from jaxlora.train.step import make_update
 
 _UPDATES = 1000  # of the schedule: a number in the program, without influence on anything here
 
@@ -89,18 +89,13 @@ def lower(config: ConfigDict, aim: Aim, mesh: Mesh) -> tuple[jax.stages.Lowered,
       UserError: what `model_shape`, `abstract` and `partition.split` raise.
     """
     definition, state = abstract(config, model_shape(config), aim.labels, mesh)
-    definition, params, frozen = partition.split(nnx.merge(definition, state), config.trainable)
-    rate = schedule(config.learning_rate, _UPDATES, config.warmup, config.decay)
-    optimizer = make_optimizer(rate, config.weight_decay, config.clip, config.b_rate)
-    state = TrainState(params, abstract_optimizer(params, optimizer, mesh))
     weights = (1.0,) * aim.labels if config.class_weights and aim.kind in ("binary", "multiclass") else ()
     objective = Objective(aim.kind, tuple(config.active), weights, config.loss_chunk)
-    dropout = any(config.adapters[name].dropout for name in config.active)
-    step = make_train_step(definition, optimizer, objective, dropout, state, mesh, config.accumulate)
+    step, state, frozen, _ = make_update(config, nnx.merge(definition, state), objective, _UPDATES, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = _batch(config, aim, mesh)
     kinds = {"base": 0, "adapters and head": 0, "optimizer": 0, "batch": 0}
-    for path, leaf in [*nnx.to_flat_state(params), *nnx.to_flat_state(frozen)]:
+    for path, leaf in [*nnx.to_flat_state(state.params), *nnx.to_flat_state(frozen)]:
         kinds["base" if partition.partition_of(path) == "base" else "adapters and head"] += device_bytes(leaf)
     kinds["optimizer"], kinds["batch"] = device_bytes(state.optimizer), device_bytes(batch)
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
@@ -136,17 +131,6 @@ def compiled(config: ConfigDict, aim: Aim, mesh: Mesh) -> Program:
         seconds,
         done.cost_analysis()["flops"],
     )
-
-
-def device_bytes(tree) -> int:
-    """Returns the bytes of arrays on one device, by their shapes; four-bit numbers take half a byte."""
-    bits = 0
-    for leaf in jax.tree.leaves(tree):
-        size = 1
-        for side in leaf.sharding.shard_shape(leaf.shape):
-            size *= side
-        bits += size * jax.dtypes.itemsize_bits(leaf.dtype)
-    return bits // 8
 
 
 def _batch(config: ConfigDict, aim: Aim, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

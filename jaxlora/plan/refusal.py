@@ -2,26 +2,18 @@
 
 import dataclasses
 
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxlora.chips import CHIPS, GIB, generation_of
 from jaxlora.errors import UserError
-from jaxlora.plan.chips import CHIPS, GIB
-from jaxlora.train.assemble import abstract, model_shape
-from jaxlora.train.memory import activation_bytes, of_members, state_bytes
+from jaxlora.plan.program import Aim
+from jaxlora.plan.search import nearest_first
+from jaxlora.plan.setting import Estimator, setting_of
+from jaxlora.train.assemble import model_shape
+from jaxlora.train.memory import activation_bytes, device_limit, in_gib, state_bytes
 
-_GENERATIONS = {
-    "TPU v2": "v2",
-    "TPU v3": "v3",
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-}
+_ROOM = 0.9  # of a device's memory, that a setting may take by arithmetic to be worth its compilation
 
 
 def check_fits(config: ConfigDict, labels: int, mesh: Mesh, limit: int | None = None, members: int = 1) -> None:
@@ -38,36 +30,37 @@ def check_fits(config: ConfigDict, labels: int, mesh: Mesh, limit: int | None = 
     Raises:
       UserError: it is larger; the message has the arithmetic and the command that finds what fits.
     """
-    limit = limit or _limit(mesh)
+    limit = limit or device_limit(mesh.local_devices[0])
     if not limit:
         return
     shape = model_shape(config)
     if shape.remat != "offload":  # which keeps its activations elsewhere
         shape = dataclasses.replace(shape, remat="full")
-    kinds = of_members(state_bytes(nnx.merge(*abstract(config, shape, labels, mesh)), config.trainable), members)
-    rows = config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * config.accumulate)
-    kinds["activations"] = members * activation_bytes(shape, rows, config.data.length, 0) // mesh.shape["tensor"]
-    needed = sum(kinds.values())
-    if needed <= limit:
+    kinds = state_bytes(config, shape, labels, mesh, config.trainable, members)
+    kinds["activations"] = activation_bytes(config, shape, mesh, members=members)
+    if sum(kinds.values()) <= limit:
         return
-    parts = " + ".join(f"{name} {size / GIB:.2f}" for name, size in kinds.items() if size)
+    remedy = _remedy(config, labels, mesh, limit, members)
     raise UserError(
-        f"the run does not fit: a device needs at least {parts} = {needed / GIB:.2f} GiB and has {limit / GIB:.2f}; "
-        f"{_remedy(mesh)}"
+        f"the run does not fit: a device needs at least {in_gib(kinds)} and has {limit / GIB:.2f}; {remedy}"
     )
 
 
-def _limit(mesh: Mesh) -> int | None:
-    stats = mesh.local_devices[0].memory_stats() if mesh.local_devices[0].platform != "cpu" else None
-    return stats.get("bytes_limit") if stats else None
-
-
-def _remedy(mesh: Mesh) -> str:
-    generation = _GENERATIONS.get(mesh.devices.flat[0].device_kind)
+def _remedy(config: ConfigDict, labels: int, mesh: Mesh, limit: int, members: int) -> str:
+    generation = generation_of(mesh.devices.flat[0].device_kind)
     if generation is None:
         cut = "raise config.mesh.fsdp, or " if mesh.size > mesh.shape["fsdp"] else ""
         return f"{cut}give config.quantize = 'int8', config.accumulate or a smaller config.batch_size"
-    return f"ask what does: jaxlora plan --config=... --topology={_slice(generation, mesh.devices.flat)} --search"
+    ask = f"jaxlora plan --config=... --topology={_slice(generation, mesh.devices.flat)}"
+    if members == 1:
+        given = setting_of(config, mesh.shape["fsdp"])
+        aim = Aim("binary" if labels else "lm", labels, "")
+        estimator = Estimator(config, aim, mesh.devices.flatten().tolist(), CHIPS[generation])
+        for other in nearest_first(estimator, given):
+            if other.bytes <= _ROOM * limit:
+                flags = " ".join(other.setting.changes(given))
+                return f"by arithmetic {flags} may fit; ask before: {ask} {flags}"
+    return f"ask what does: {ask} --search"
 
 
 def _slice(generation: str, devices) -> str:

@@ -11,7 +11,7 @@ that waits, a link that is shared or a ring with an open end make an update long
 
 import dataclasses
 
-from jaxlora.plan.chips import Chip
+from jaxlora.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,15 +6,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
-from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxlora.chips import Chip
 from jaxlora.errors import UserError
 from jaxlora.models.llama import REMAT
-from jaxlora.plan.chips import Chip
 from jaxlora.plan.program import Aim
 from jaxlora.plan.roofline import Bound, bound
-from jaxlora.train.assemble import abstract, adapter_specs, model_shape
+from jaxlora.train.assemble import adapter_specs, model_shape
 from jaxlora.train.flops import flops
 from jaxlora.train.memory import activation_bytes, state_bytes
 from jaxlora.train.mesh import check_batch, divisors, make_mesh
@@ -75,16 +75,16 @@ class Estimator:
 
     def _state_bytes(self, fsdp: int, quantize: str) -> dict[str, int]:
         config = Setting(fsdp, self.config.remat, self.config.accumulate, quantize).applied(self.config)
-        mesh = make_mesh(fsdp, config.mesh.tensor, self.devices)
-        return state_bytes(nnx.merge(*abstract(config, model_shape(config), self.aim.labels, mesh)), config.trainable)
+        return state_bytes(config, model_shape(config), self.aim.labels, self._mesh(fsdp), config.trainable)
+
+    def _mesh(self, fsdp: int) -> Mesh:
+        return make_mesh(fsdp, self.config.mesh.tensor, self.devices)
 
     def of(self, setting: Setting) -> Estimate:
         """Returns the estimate of a setting."""
-        config, tensor = setting.applied(self.config), self.config.mesh.tensor
-        shape, kinds = model_shape(config), self._state(setting.fsdp, setting.quantize)
-        rows = config.batch_size * tensor // len(self.devices) // setting.accumulate
+        config, kinds = setting.applied(self.config), self._state(setting.fsdp, setting.quantize)
         # Logits are left out: how much of a chunk the compiler keeps at one time is its own affair.
-        activations = activation_bytes(shape, rows, config.data.length, 0) // tensor
+        activations = activation_bytes(config, model_shape(config), self._mesh(setting.fsdp))
         base = kinds["base"] * setting.fsdp
         received = 2 * setting.accumulate * (base - kinds["base"])
         time = bound(self.chip, self.flops(config) / len(self.devices), 2 * setting.accumulate * base, received)
@@ -109,9 +109,8 @@ class Estimator:
                 yield setting
 
     def _divides(self, setting: Setting) -> bool:
-        mesh = make_mesh(setting.fsdp, self.config.mesh.tensor, self.devices)
         try:
-            check_batch(mesh, self.config.batch_size, setting.accumulate)
+            check_batch(self._mesh(setting.fsdp), self.config.batch_size, setting.accumulate)
         except UserError:
             return False
         return True

@@ -3,8 +3,8 @@
 import importlib.util
 import os
 
+from jaxlora.chips import Slice
 from jaxlora.errors import UserError
-from jaxlora.plan.chips import Slice
 
 # libtpu looks for a TPU VM's metadata server and logs that there is none; what it is told here it does not look up.
 _ENVIRONMENT = {

@@ -5,77 +5,51 @@ a member that has made all of its own, or whose loss is no number any more, stan
 """
 
 import contextlib
-import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import partition
-from jaxlora.data.loader import Batches
-from jaxlora.errors import UserError
 from jaxlora.models.llama import Llama
-from jaxlora.train.checkpoint import UNSCORED, Checkpoints
-from jaxlora.train.damage import say, writing
-from jaxlora.train.logs import RunLog
-from jaxlora.train.loop import check_finite, resume
+from jaxlora.train.damage import say
 from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer, schedule
+from jaxlora.train.run import Keep, NotFinite, Run, Training
 from jaxlora.train.step import TrainState, init_state
 from jaxlora.train.termination import Terminated, Termination
 from jaxlora.train.throughput import Throughput
 from jaxlora.train.together import Clock, Settings, Together, template_config
 
 
-@dataclasses.dataclass
-class Member:
-    """One run.
-
-    Attributes:
-      name: for messages. workdir, config: its own, as `train` would have them.
-      model: with its own adapters and head, over the base of all.
-      batches: of its training notes.
-      validate: as in `loop.fit`, given the state of the template.
-      metadata: what its checkpoints belong to.
-    """
-
-    name: str
-    workdir: str
-    config: ConfigDict
-    model: Llama
-    batches: Batches
-    validate: Callable[[nnx.State, Callable[[], None]], tuple[float, dict[str, float]]] | None
-    metadata: dict[str, Any]
-
-
 def fit_together(
-    members: Sequence[Member],
+    members: Sequence[Training],
     template: Llama,
     settings: Settings,
     objective: Objective,
     mesh: Mesh,
     allow_base_mismatch: bool = False,
+    keep: Keep | None = None,
 ) -> dict[str, str]:
     """Trains every member to its last update, each from its last checkpoint, and gives what its own run would.
 
     Args:
+      members: each with its own adapters and head, over the base of all; `validate` is given the template's state.
       template, settings, objective: as in `Together`.
       allow_base_mismatch: goes on from checkpoints of another base or tokenizer.
+      keep: as in `loop.fit`, given the template's state.
 
     Returns:
       What stopped the members that did not get there, by name.
     """
     moments: dict[Any, Any] = {}
-    runs = [_Run(member, mesh, allow_base_mismatch, moments) for member in members]
+    runs = [_Member(member, mesh, allow_base_mismatch, moments) for member in members]
     configs = [member.config for member in members]
-    states, frozen = [run.state for run in runs], [run.frozen for run in runs]
+    states, frozen = [run.state for run in runs], [partition.select(run.frozen, run.stored) for run in runs]
     together = Together(template, states, frozen, configs, settings, objective, mesh)
     for run in runs:
         run.state = run.frozen = None  # the program has them now
@@ -85,11 +59,21 @@ def fit_together(
     with Termination(mesh) as termination, contextlib.ExitStack() as ending:
         for part in (*runs, bar):
             ending.callback(part.close)
+        for number, run in enumerate(runs):
+            batches = run.training.batches
+            if keep and run.running:
+                with contextlib.suppress(Terminated):
+                    batches = keep(batches, together.model(number), termination.check)
+            run.begin(batches)
 
         def save(numbers: Sequence[int]) -> None:
             jax.block_until_ready(together.state)
             for number in numbers:
-                runs[number].save(*together.member(number), together.model(number), termination, throughput, bar)
+                run, (state, own) = runs[number], together.member(number)
+                whole = nnx.merge_state(state.params, own)
+                with run.stopped_by_what_is_not_finite():
+                    if found := run.save(state, whole, together.model(number), termination, throughput):
+                        bar.write(f"{run.training.name}, update {run.step}: {found}")
 
         save([number for number, run in enumerate(runs) if run.unscored])  # a SIGTERM had left out their validation
         first, unchecked = True, []
@@ -104,7 +88,8 @@ def fit_together(
             throughput.enter("update")
             unchecked.append((clock, together.update(batch, clock)))
             for run in runs:
-                run.advance(throughput)
+                if run.running:
+                    run.advance(throughput)
             stopping = termination.asked()
             saving = [n for n, run in enumerate(runs) if clock.running[n] and (run.due or stopping)]
             # One update stays in flight, so that checking the losses does not make the device wait for the host.
@@ -124,136 +109,48 @@ def fit_together(
         print(line)
     if any(run.running for run in runs):
         say("stopped by SIGTERM, what was trained is saved; the same command goes on from there")
-    if left_out := [run.member.name for run in runs if run.failure is None and not run.running and run.unscored]:
+    if left_out := [run.training.name for run in runs if run.failure is None and not run.running and run.unscored]:
         say(f"SIGTERM left out the last validation of {', '.join(left_out)}; the same command makes it up")
-    return {run.member.name: run.failure for run in runs if run.failure}
+    return {run.training.name: run.failure for run in runs if run.failure}
 
 
-class _Run:
-    """How far a member is, and where it writes.
+class _Member(Run):
+    """A run that stands still where a number of its is not finite, and says why in `failure`.
 
     Args:
       moments: fresh states of the optimizer by form, shared by the members made before and added to by this one.
     """
 
-    def __init__(self, member: Member, mesh: Mesh, allow_base_mismatch: bool, moments: dict[Any, Any]):
-        self.member, config = member, member.config
-        _, params, frozen = partition.split(member.model, config.trainable)
-        self.updates = len(member.batches)
-        rate = schedule(config.learning_rate, self.updates, config.warmup, config.decay)
-        self._rates = np.asarray(rate(np.arange(self.updates)), np.float32)
+    def __init__(self, training: Training, mesh: Mesh, allow_base_mismatch: bool, moments: dict[Any, Any]):
+        self.failure: str | None = None
+        config = training.config
+        _, params, frozen = partition.split(training.model, config.trainable)
+        rate = schedule(config.learning_rate, len(training.batches), config.warmup, config.decay)
         optimizer = make_optimizer(rate, config.weight_decay, config.clip, config.b_rate)
         leaves, structure = jax.tree.flatten(jax.eval_shape(optimizer.init, params))
         form = structure, tuple(leaf.shape for leaf in leaves)
         if form not in moments:
             moments[form] = init_state(params, optimizer, mesh).optimizer
-        self.state: TrainState | None = TrainState(params, moments[form])
-        self._stored = partition.stored_partitions(member.model, config.trainable)
-        self._checkpoints, self._iterator = Checkpoints(member.workdir, config.keep), iter(member.batches)
-        self.step, score = self._checkpoints.latest or 0, 0.0
-        if self.step:
-            of_base = ("base", "tokenizer") if allow_base_mismatch else ()
-            now = {what: value for what, value in member.metadata.items() if what not in of_base}
-            found = resume(self._checkpoints, member.workdir, now, self.state, frozen, self._stored)
-            self.step, score, (self.state, frozen, data) = found
-            self._iterator.set_state(data)
-        self.frozen: nnx.State | None = partition.select(frozen, self._stored)
-        self._log = RunLog(member.workdir, self.step)
-        self._every = max(1, math.ceil(self.updates / max(1, config.epochs * config.evaluations)))
-        self.failure: str | None = None
-        self.unscored, self._start = self.due and score == UNSCORED, self.step
-        self._batch: dict[str, np.ndarray] | None = None
+        super().__init__(training, TrainState(params, moments[form]), frozen, rate, allow_base_mismatch)
 
     @property
     def running(self) -> bool:
-        """Whether there is an update to make."""
-        return self.failure is None and self.step < self.updates
+        return self.failure is None and super().running
 
-    @property
-    def due(self) -> bool:
-        """Whether the last update is followed by a validation and a checkpoint."""
-        return self.step % self._every == 0 or self.step == self.updates
-
-    def rate(self, update: int) -> float:
-        """Returns the learning rate of an update."""
-        return self._rates[min(update, self.updates) - 1]
-
-    def next_batch(self) -> dict[str, np.ndarray]:
-        """Returns the batch of the next update; a member that stands still has any."""
-        if self.running or self._batch is None:
-            self._batch = next(self._iterator)
-        return self._batch
-
-    def advance(self, throughput: Throughput) -> None:
-        """Counts an update, unless the member stands still."""
-        if self.running:
-            throughput.add(self.member.batches.lengths(self.step), self._batch["segments"].size)
-            self.step += 1
-
-    def log(self, update: int, metrics: dict[str, float]) -> None:
-        """Logs an update, or stops the member where a metric of it is no number."""
-        if self.failure is None:
-            try:
-                values = check_finite(update, metrics, self._checkpoints.latest)
-            except UserError as error:
-                self.failure = str(error)
-            else:
-                self._log.write(update, {**values, "learning_rate": float(self.rate(update))})
-
-    def save(
-        self,
-        state: TrainState,
-        frozen: nnx.State,
-        model: nnx.State,
-        termination: Termination,
-        throughput: Throughput,
-        bar: tqdm,
-    ) -> None:
-        """Saves the member, unless a parameter is no number; where it is due and there is time, it validates the
-        template's state `model` before. The rates that it logs are those of all members together."""
-        throughput.enter("validation")
-        validate, checkpoints = self.member.validate, self._checkpoints
-        score, values, scored = 0.0, {}, validate is None
-        if validate and self.due and not termination.noticed:
-            with contextlib.suppress(Terminated):
-                score, values = validate(model, termination.check)
-                scored = True
-        self.unscored, again = self.due and not scored, self.step == self._start
-        if again and not scored:
-            return  # it is saved as it was
+    @contextlib.contextmanager
+    def stopped_by_what_is_not_finite(self):
         try:
-            size = optax.global_norm(state.params)
-            check_finite(self.step, {"validation score": score, "the parameters' norm": size}, checkpoints.latest)
-        except UserError as error:
+            yield
+        except NotFinite as error:
             self.failure = str(error)
-            return
-        throughput.enter("save")
-        if self.due and scored:
-            of_all = {f"sweep/{name}": value for name, value in throughput.rates().items()}
-            self._log.write(self.step, {**{f"validation/{k}": v for k, v in values.items()}, **of_all})
-        with writing(checkpoints.directory, lambda: checkpoints.latest):
-            self._log.flush()  # before the checkpoint: what is logged after the last one is dropped on resuming
-        if again:
-            checkpoints.rescore(self.step, score)
-        else:
-            kept = partition.select(nnx.merge_state(state.params, frozen), self._stored)
-            data, score = self._iterator.get_state(), score if scored else UNSCORED
-            checkpoints.save(self.step, kept, state.optimizer, data, score, self.member.metadata)
-        if values:
-            shown = ", ".join(f"validation {name} {value:.4f}" for name, value in values.items())
-            bar.write(f"{self.member.name}, update {self.step}: {shown}")
-
-    def close(self) -> None:
-        with writing(self._checkpoints.directory, lambda: self._checkpoints.latest):
-            self._log.close()
-        self._checkpoints.close()
 
 
-def _log(runs: Sequence[_Run], clock: Clock, metrics: dict[str, jax.Array]) -> None:
+def _log(runs: Sequence[_Member], clock: Clock, metrics: dict[str, jax.Array]) -> None:
     values = jax.device_get(metrics)
     for number, run in enumerate(runs):
-        if clock.running[number]:
-            run.log(int(clock.number[number]), {name: of_members[number] for name, of_members in values.items()})
+        if clock.running[number] and run.failure is None:
+            with run.stopped_by_what_is_not_finite():
+                run.log(int(clock.number[number]), {name: of_members[number] for name, of_members in values.items()})
 
 
 def _stacked(batches: Sequence[dict[str, np.ndarray]], settings: Settings) -> dict[str, np.ndarray]:

@@ -9,17 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dense bfloat16 FLOP/s of what JAX calls a device: a core of TPU v2, v3 and 7x, a chip of the others.
-STATED = {
-    "TPU v2": 23e12,
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
+from jaxlora.chips import CHIPS, generation_of
+
+# Dense bfloat16 FLOP/s of what JAX calls a device, where `CHIPS` does not have it; of TPU7x that is a core.
+_STATED = {
     "TPU7x": 1153.5e12,
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -44,12 +37,20 @@ def peak_of(devices: Sequence[jax.Device], dtype: str) -> Peak:
     It is measured where none is stated: for kinds that are not in the table, and in float32, whose products a TPU or
     a GPU rounds as it is told. CPU devices of one process share its cores, and count once.
     """
-    kind = devices[0].device_kind
-    if dtype == "bfloat16" and kind in STATED:
-        return Peak(STATED[kind] * len(devices), "stated")
+    stated = _stated(devices[0].device_kind)
+    if dtype == "bfloat16" and stated:
+        return Peak(stated * len(devices), "stated")
     local = next(device for device in devices if device.process_index == jax.process_index())
     count = len({d.process_index for d in devices}) if local.platform == "cpu" else len(devices)
     return Peak(measured_rate(local, dtype) * count, "measured")
+
+
+def _stated(kind: str) -> float | None:
+    """FLOP/s of one device as its maker states it, or None."""
+    if generation := generation_of(kind):
+        chip = CHIPS[generation]
+        return chip.teraflops * 1e12 / (1 if chip.joined else chip.cores)
+    return _STATED.get(kind)
 
 
 @functools.cache

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from jaxlora import partition
 from jaxlora.models.layout import BATCH, constrain
+from jaxlora.models.llama import Llama
 from jaxlora.train.mesh import replicated, traced_on
 from jaxlora.train.objective import Objective, mean
+from jaxlora.train.optimizer import make_optimizer, schedule
 
 
 class TrainState(NamedTuple):
@@ -19,6 +23,38 @@ class TrainState(NamedTuple):
 
     params: nnx.State
     optimizer: optax.OptState
+
+
+class Update(NamedTuple):
+    """What a run does and what it does it to: the step of `make_train_step`, the state and the frozen parameters of a
+    fresh run, and the schedule of the learning rate."""
+
+    step: Callable
+    state: TrainState
+    frozen: nnx.State
+    rate: optax.Schedule
+
+
+def make_update(config: ConfigDict, model: Llama, objective: Objective, updates: int, mesh: Mesh) -> Update:
+    """Returns the update that a config asks for.
+
+    Args:
+      model: on its devices; or of shapes with shardings, and then the state is too.
+      updates: of the whole run, for the schedule.
+
+    Raises:
+      UserError: what `partition.split` and `schedule` raise.
+    """
+    definition, params, frozen = partition.split(model, config.trainable)
+    rate = schedule(config.learning_rate, updates, config.warmup, config.decay)
+    optimizer = make_optimizer(rate, config.weight_decay, config.clip, config.b_rate)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        state = TrainState(params, abstract_optimizer(params, optimizer, mesh))
+    else:
+        state = init_state(params, optimizer, mesh)
+    dropout = any(config.adapters[name].dropout for name in config.active)
+    step = make_train_step(definition, optimizer, objective, dropout, state, mesh, config.accumulate)
+    return Update(step, state, frozen, rate)
 
 
 def init_state(params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

@@ -5,10 +5,10 @@ import json
 import jax
 import pytest
 
+from jaxlora.chips import GIB
 from jaxlora.config import adapter, default
 from jaxlora.errors import UserError
 from jaxlora.plan import plan as verb
-from jaxlora.plan.chips import GIB
 from jaxlora.plan.program import Program, TooLarge
 
 SHAPE = {

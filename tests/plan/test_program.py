@@ -10,7 +10,7 @@ from jaxlora.config import adapter, default
 from jaxlora.errors import UserError
 from jaxlora.plan import program
 from jaxlora.plan.program import Aim, aim_of, compiled, device_bytes, lower
-from jaxlora.train import loop
+from jaxlora.train import step as train_step
 from jaxlora.train.mesh import make_mesh
 from jaxlora.train.optimizer import schedule
 
@@ -48,7 +48,7 @@ def _without_constants(text):
 @pytest.mark.parametrize("step", ["clinical", "lora"])
 def test_the_program_is_that_of_train(small, tmp_path, monkeypatch, step):
     """Its numbers (the class weights) may differ, and nothing else."""
-    make = loop.make_train_step
+    make = train_step.make_train_step
 
     def caught(*arguments):
         update = make(*arguments)
@@ -62,10 +62,10 @@ def test_the_program_is_that_of_train(small, tmp_path, monkeypatch, step):
         monkeypatch.setattr(program, "_UPDATES", updates)  # a short run's schedule has other branches
         return schedule(peak, updates, *others)
 
-    monkeypatch.setattr(loop, "make_train_step", caught)
-    monkeypatch.setattr(loop, "schedule", scheduled)
     flags = [*small.flags(step), "--config.accumulate=2", "--config.clip=1.0"]
-    with pytest.raises(_Traced) as found:
+    with monkeypatch.context() as patch, pytest.raises(_Traced) as found:
+        patch.setattr(train_step, "make_train_step", caught)
+        patch.setattr(train_step, "schedule", scheduled)
         small.run("train", *flags, f"--workdir={tmp_path}")
 
     spec = importlib.util.spec_from_file_location("table", Path(__file__).parents[2] / "configs" / "table.py")

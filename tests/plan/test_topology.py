@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from jaxlora.chips import parse_slice
 from jaxlora.errors import UserError
-from jaxlora.plan.chips import parse_slice
 from jaxlora.plan.topology import devices_of
 
 

@@ -1,7 +1,7 @@
 import pytest
 
+from jaxlora.chips import CHIPS, parse_slice
 from jaxlora.errors import UserError
-from jaxlora.plan.chips import CHIPS, parse_slice
 from jaxlora.plan.roofline import bound
 
 

@@ -19,6 +19,7 @@ class Chip:
       teraflops: bfloat16 peak of a chip. hbm, ici: bytes/s of its memory, and of all its links to other chips in one
         direction.
       slices: its topologies.
+      kinds: what JAX calls its devices. joined: a real chip is one device, whatever `cores` says.
     """
 
     device_gib: float
@@ -27,6 +28,8 @@ class Chip:
     hbm: float
     ici: float
     slices: tuple[str, ...]
+    kinds: tuple[str, ...]
+    joined: bool = True
 
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -35,13 +38,20 @@ _CUBES = (
     "16x16x16",
 )
 CHIPS = {
-    "v2": Chip(7.48, 2, 46, 700e9, 248e9, ("2x2", "4x4", "8x8", "8x16", "16x16")),
-    "v3": Chip(15.48, 2, 123, 900e9, 328e9, ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32")),
-    "v4": Chip(15.25, 2, 275, 1228e9, 300e9, _CUBES),
-    "v5e": Chip(15.75, 1, 197, 819e9, 200e9, ("1x1", *_FLAT)),
-    "v5p": Chip(95.74, 1, 459, 2765e9, 600e9, _CUBES),
-    "v6e": Chip(31.25, 1, 918, 1640e9, 448e9, ("1x1", *_FLAT)),
+    "v2": Chip(7.48, 2, 46, 700e9, 248e9, ("2x2", "4x4", "8x8", "8x16", "16x16"), ("TPU v2",), False),
+    "v3": Chip(
+        15.48, 2, 123, 900e9, 328e9, ("2x2", "4x4", "4x8", "8x8", "8x16", "16x16", "16x32", "32x32"), ("TPU v3",), False
+    ),
+    "v4": Chip(15.25, 2, 275, 1228e9, 300e9, _CUBES, ("TPU v4",)),
+    "v5e": Chip(15.75, 1, 197, 819e9, 200e9, ("1x1", *_FLAT), ("TPU v5 lite", "TPU v5e")),
+    "v5p": Chip(95.74, 1, 459, 2765e9, 600e9, _CUBES, ("TPU v5", "TPU v5p")),
+    "v6e": Chip(31.25, 1, 918, 1640e9, 448e9, ("1x1", *_FLAT), ("TPU v6 lite", "TPU v6e")),
 }
+
+
+def generation_of(kind: str) -> str | None:
+    """Returns the generation of what JAX calls a device, a key of `CHIPS`; None where it is of none of them."""
+    return next((name for name, chip in CHIPS.items() if kind in chip.kinds), None)
 
 
 @dataclasses.dataclass(frozen=True)
