@@ -73,6 +73,11 @@ def default() -> ConfigDict:
     return config
 
 
+def drops_out(config: ConfigDict) -> bool:
+    """Returns whether an active adapter of a config has dropout, so that an update draws masks."""
+    return any(config.adapters[name].get("dropout", 0.0) for name in config.active)
+
+
 def check_ranges(config: ConfigDict) -> None:
     """Checks the numbers of a config that can be too small or too large.
 

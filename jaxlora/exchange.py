@@ -18,6 +18,7 @@ from jaxlora.interop import huggingface, merge, peft
 from jaxlora.interop.combine import combine
 from jaxlora.interop.llama_config import read_config
 from jaxlora.models.llama import Llama
+from jaxlora.models.techniques import spec_json, spec_of
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import load_base
@@ -50,13 +51,13 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     kind, labels = _kind_and_labels(directory, adapter)
     config = default()
     config.base, config.select = base, "last"
-    config.adapters[name] = adapter_config(**checkpoint.spec_json(adapter.spec))
+    config.adapters[name] = adapter_config(**spec_json(adapter.spec))
     config.active = (name,)
     config.trainable = (name,) if adapter.head is None else (name, "head")
     checkpoint.write_config(workdir, config)
     values = sorted(peft.to_parameters(adapter, name).items())
     state = nnx.from_flat_state([(path, nnx.Param(jnp.asarray(value))) for path, value in values])
-    specs = {name: checkpoint.spec_json(adapter.spec)}
+    specs = {name: spec_json(adapter.spec)}
     metadata = {**belongs, "adapters": specs, "kind": kind, "labels": labels, "training set": "of a PEFT adapter"}
     checkpoints = checkpoint.Checkpoints(workdir)
     try:
@@ -174,7 +175,7 @@ def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapte
     head = None if metadata["kind"] in ANNOTATED else head  # PEFT and transformers classify whole texts in this form
     of_head = () if head is None else ("kind", "labels")
     belongs = {what: metadata[what] for what in ("base", "tokenizer", *of_head)}
-    specs = {name: checkpoint.spec_of(metadata["adapters"][name]) for name in names}
+    specs = {name: spec_of(metadata["adapters"][name]) for name in names}
     return {name: peft.from_parameters(values, name, spec, belongs) for name, spec in specs.items()}, head
 
 

@@ -26,7 +26,7 @@ from jaxlora.eval import metrics
 from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.interop.llama_config import read_config
-from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.techniques import Spec, spec_json
 from jaxlora.plan.refusal import check_fits
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
@@ -120,10 +120,10 @@ def class_weights(config: ConfigDict, task: Task, notes: TokenizedNotes) -> tupl
     return balanced_weights(notes.labels, len(task.outputs)) if weighs else ()
 
 
-def describe(specs: Mapping[str, LoraSpec], task: Task, notes: TokenizedNotes) -> dict[str, Any]:
+def describe(specs: Mapping[str, Spec], task: Task, notes: TokenizedNotes) -> dict[str, Any]:
     """Returns what a run's checkpoints say of it, beside its base and tokenizer."""
     return {
-        "adapters": {name: checkpoint.spec_json(spec) for name, spec in specs.items()},
+        "adapters": {name: spec_json(spec) for name, spec in specs.items()},
         "kind": task.kind,
         "labels": list(task.outputs),
         "training set": notes.fingerprint,

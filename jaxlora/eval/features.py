@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxlora.config import drops_out
 from jaxlora.data.loader import Batches
 from jaxlora.eval.predict import by_note
 from jaxlora.train.mesh import replicated, traced_on
@@ -24,8 +25,7 @@ KINDS = ("binary", "multiclass", "multilabel")
 def can_keep(config: ConfigDict, kind: str) -> bool:
     """Returns whether a run sees the same features of each note again and again: it has several epochs, trains nothing
     but the head of whole notes, and drops nothing out."""
-    dropout = any(config.adapters[name].dropout for name in config.active)
-    return kind in KINDS and set(config.trainable) == {"head"} and not dropout and config.epochs > 1
+    return kind in KINDS and set(config.trainable) == {"head"} and not drops_out(config) and config.epochs > 1
 
 
 class FeatureBatches(Batches):

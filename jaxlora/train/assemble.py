@@ -18,24 +18,24 @@ from jaxlora.interop.llama_config import read_config
 from jaxlora.models.attention import choose
 from jaxlora.models.llama import REMAT, Llama, LlamaConfig
 from jaxlora.models.lora import LoraLinear, start_from_base
-from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.models.quantized import PRECISIONS
+from jaxlora.models.techniques import Spec, spec_of
 from jaxlora.train import checkpoint, mesh
 
 
-def adapter_specs(config: ConfigDict, layers: int) -> dict[str, LoraSpec]:
+def adapter_specs(config: ConfigDict, layers: int) -> dict[str, Spec]:
     """Returns the adapters of a config by name.
 
     Args:
       layers: of the base.
 
     Raises:
-      UserError: what `LoraSpec.check` raises, an active adapter that is not declared, or a trainable one that is not
-        active.
+      UserError: what `spec_of` and the description's `check` raise, an active adapter that is not declared, or a
+        trainable one that is not active.
     """
     specs = {}
     for name, a in config.adapters.items():
-        specs[name] = checkpoint.spec_of({field: value for field, value in a.items() if field != "workdir"})
+        specs[name] = spec_of({field: value for field, value in a.items() if field != "workdir"})
         specs[name].check(layers, f"config.adapters.{name}")
     for name in config.active:
         if name not in specs:
@@ -174,7 +174,7 @@ def load_base(
 
 @functools.lru_cache(maxsize=8)
 def _maker(
-    shape: LlamaConfig, specs: tuple[tuple[str, LoraSpec], ...], labels: int, names: tuple[str, ...]
+    shape: LlamaConfig, specs: tuple[tuple[str, Spec], ...], labels: int, names: tuple[str, ...]
 ) -> Callable[[jax.Array], dict[tuple[str, ...], jax.Array]]:
     """Returns what makes fresh partitions from a key; compiled once for the members of a sweep that are of one size.
 

@@ -5,7 +5,6 @@ and the base directory are all that evaluation needs. Its metadata say which bas
 it is of; a mismatch is an error that names the difference.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -20,11 +19,11 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from jaxlora import files
-from jaxlora.config import default, flat, wrong_field
+from jaxlora.config import default, drops_out, flat, wrong_field
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.interop import huggingface
-from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.techniques import Spec, spec_of
 from jaxlora.partition import partition_of
 from jaxlora.train.damage import Damaged, move_aside, say, without_score, writing
 
@@ -232,7 +231,7 @@ def _steps(directory: epath.Path) -> list[int]:
     return [found.step for found in ocp.path.step.standard_name_format().find_all(directory)]
 
 
-def load_adapter(workdir: str, name: str, spec: LoraSpec, belongs: Mapping[str, str]) -> dict[Path, np.ndarray]:
+def load_adapter(workdir: str, name: str, spec: Spec, belongs: Mapping[str, str]) -> dict[Path, np.ndarray]:
     """Returns the parameters of adapter `name` of an earlier run, by path.
 
     Args:
@@ -285,23 +284,9 @@ def check_frozen_base(workdir: str, stored: Mapping[Path, np.ndarray]) -> None:
         raise UserError(f"{workdir} trained its base, which no adapter holds; its adapters are of no use without it")
 
 
-def _form(spec: LoraSpec, layers: int) -> tuple:
+def _form(spec: Spec, layers: int) -> tuple:
     """What two descriptions of one adapter share, however they name its layers."""
     return spec.sizes(layers), spec.dora, spec.init != "lora"
-
-
-def spec_json(spec: LoraSpec) -> dict[str, Any]:
-    """Returns an adapter's size as JSON data."""
-    return json.loads(json.dumps(dataclasses.asdict(spec)))
-
-
-def spec_of(fields: Mapping[str, Any]) -> LoraSpec:
-    """Returns an adapter's size from its fields, with lists or tuples; a field left out has its default."""
-
-    def frozen(value):
-        return tuple(frozen(item) for item in value) if isinstance(value, list | tuple) else value
-
-    return LoraSpec(**{name: frozen(value) for name, value in fields.items()})
 
 
 def write_config(workdir: str, config: ConfigDict) -> None:
@@ -346,7 +331,7 @@ def check_same_run(workdir: str, config: ConfigDict) -> None:
     """
     before, now = flat(read_config(workdir)), flat(json.loads(config.to_json_best_effort()))
     may = MAY_CHANGE
-    if any(now.get(f"adapters.{name}.dropout") for name in config.active):
+    if drops_out(config):
         may = tuple(field for field in may if field != "accumulate")  # each part draws masks of its own
     for field in sorted(before.keys() | now.keys()):
         if before.get(field) != now.get(field) and not field.startswith(may):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxlora import partition
+from jaxlora.config import drops_out
 from jaxlora.models.layout import BATCH, constrain
 from jaxlora.models.llama import Llama
 from jaxlora.train.mesh import replicated, traced_on
@@ -52,8 +53,7 @@ def make_update(config: ConfigDict, model: Llama, objective: Objective, updates:
         state = TrainState(params, abstract_optimizer(params, optimizer, mesh))
     else:
         state = init_state(params, optimizer, mesh)
-    dropout = any(config.adapters[name].dropout for name in config.active)
-    step = make_train_step(definition, optimizer, objective, dropout, state, mesh, config.accumulate)
+    step = make_train_step(definition, optimizer, objective, drops_out(config), state, mesh, config.accumulate)
     return Update(step, state, frozen, rate)
 
 

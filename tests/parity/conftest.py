@@ -164,14 +164,14 @@ def logits(batch) -> Callable:
 def assembled() -> Callable:
     """The model of a run with one adapter, "clinical": `assembled(folder, spec, labels, fresh)`."""
     from jaxlora.config import adapter, default
-    from jaxlora.train import checkpoint
+    from jaxlora.models.techniques import spec_json
     from jaxlora.train.assemble import assemble
     from jaxlora.train.mesh import make_mesh
 
     def make(folder, spec, labels=0, fresh=True):
         config = default()
         config.base, config.active = str(folder), ("clinical",)
-        config.adapters["clinical"] = adapter(**checkpoint.spec_json(spec))
+        config.adapters["clinical"] = adapter(**spec_json(spec))
         return assemble(config, labels, make_mesh(1, 1), fresh)
 
     return make
