@@ -107,7 +107,9 @@ def quality(options):
     paths = {"base": options.base, "aci-bench": options.aci_bench, "mts-dialog": options.mts_dialog}
     command = [sys.executable, HERE / "peer_public_notes.py", "--out", options.out / "peer.json", "--seeds", "1"]
     command += [part for name, path in paths.items() for part in (f"--{name}", path)]
-    subprocess.run([*map(str, command), "--rows", "lora_over_step1"], check=True)
+    # Ours is constant too; with linear decay the peer's perplexity is worse.
+    command += ["--rows", "lora_over_step1", "--schedule", "constant_with_warmup"]
+    subprocess.run([*map(str, command)], check=True)
     peer = json.loads((options.out / "peer.json").read_text())
     return {
         "perplexity": {"ours": lm["perplexity"], "peer": peer["language_model"]["perplexity_after"]},
