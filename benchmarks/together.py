@@ -1,8 +1,8 @@
 """Eight learning rates and seeds as one `jaxlora sweep`, beside eight runs of `jaxlora train` one after the other.
 
 The members are those of configs/sweep.py on the public notes. Every command is a process of its own, timed from its
-start to its end: imports, tokenization, compilation (nothing is cached), training and checkpoints. The first ten losses of
-each member are compared with those of its own run; after hundreds of updates at a large rate rounding has grown to
+start to its end: imports, tokenization, compilation (nothing is cached), training and checkpoints. The first ten losses
+of each member are compared with those of its own run; after hundreds of updates at a large rate rounding has grown to
 differences of its own. For example::
 
     python benchmarks/together.py --base tinyllama260k/hf --aci-bench aci-bench --mts-dialog mts-dialog \
