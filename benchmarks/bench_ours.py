@@ -22,7 +22,7 @@ from jaxlora.train.assemble import adapter_specs, assemble
 from jaxlora.train.devices import lay_out, share_cores
 from jaxlora.train.mesh import put_batch, shardings
 from jaxlora.train.objective import Objective
-from jaxlora.train.step import make_update
+from jaxlora.train.update import make_update
 from jaxlora.workers import cores
 
 DENSE = LlamaConfig(vocab=32000, embed=512, mlp=1376, layers=8, heads=8, kv_heads=8, head_dim=64)

@@ -55,10 +55,12 @@ def _train(flag: flags.FlagValues) -> None:
 
 
 def _sweep(flag: flags.FlagValues) -> None:
-    """train the runs of config.sweep as one program, a folder each; goes on where the workdir stopped"""
+    """train the runs of config.sweep as one program, or search as config.search says; goes on where it stopped"""
+    from jaxlora.search.search import search_run
     from jaxlora.sweep import sweep_run
 
-    sweep_run(flag.config, flag.workdir, flag.allow_base_mismatch)
+    run = search_run if flag.config.search.method else sweep_run
+    run(flag.config, flag.workdir, flag.allow_base_mismatch)
 
 
 def _evaluate(flag: flags.FlagValues) -> None:
@@ -66,8 +68,9 @@ def _evaluate(flag: flags.FlagValues) -> None:
     from jaxlora.pipeline import evaluate_run
 
     values = evaluate_run(flag.workdir, flag.split, flag.base, flag.allow_base_mismatch)
+    width = max(map(len, values)) + 2
     for name, value in values.items():
-        print(f"{name:<20}{value:.4f}" if isinstance(value, float) else f"{name:<20}{value}")
+        print(f"{name:<{width}}{value:.4f}" if isinstance(value, float) else f"{name:<{width}}{value}")
 
 
 def _predict(flag: flags.FlagValues) -> None:
@@ -83,6 +86,22 @@ def _report(flag: flags.FlagValues) -> None:
     from jaxlora.eval.report import report
 
     print(report(flag.workdir))
+
+
+def _card(flag: flags.FlagValues) -> None:
+    """write the model card and the TRIPOD+AI checklist of the evaluated run in the workdir"""
+    from jaxlora.documents.write import card
+
+    for path in card(flag.workdir):
+        print(path)
+
+
+def _reproduce(flag: flags.FlagValues) -> None:
+    """make a table of the paper: its missing runs, then the table beside the printed figures"""
+    from jaxlora.reproduce.markdown import write
+    from jaxlora.reproduce.reproduce import reproduce
+
+    print(write(reproduce(flag.config, flag.workdir, flag.table, flag.tasks, flag.rows, flag.seeds, flag.scale)))
 
 
 def _plan(flag: flags.FlagValues) -> int:
@@ -177,6 +196,11 @@ FLAGS = {
     "hbm_gib": Flag(flags.DEFINE_float, 0.0, "memory of a device in GiB, if not what its chip has"),
     "search": Flag(flags.DEFINE_boolean, False, "look for the setting with the least time of an update that fits"),
     "rank": Flag(flags.DEFINE_integer, 0, "of --combine=svd"),
+    "table": Flag(flags.DEFINE_string, "", "2, 3 or 4: which table of the paper"),
+    "tasks": Flag(flags.DEFINE_list, [], "which tasks, instead of all: pmv, mor, los, diag, proc"),
+    "rows": Flag(flags.DEFINE_list, [], "which rows, instead of all"),
+    "seeds": Flag(flags.DEFINE_integer, 1, "runs that each cell is the mean of"),
+    "scale": Flag(flags.DEFINE_string, "full", "full, or demo: a generated cohort and small bases"),
 }
 
 
@@ -201,6 +225,8 @@ VERBS = {
     "evaluate": Verb(_evaluate, ("workdir",), ("split", *_BASE)),
     "predict": Verb(_predict, ("workdir", "input", "output"), ("id", "text", *_BASE)),
     "report": Verb(_report, ("workdir",)),
+    "card": Verb(_card, ("workdir",)),
+    "reproduce": Verb(_reproduce, ("table", "config", "workdir"), ("tasks", "rows", "seeds", "scale")),
     "plan": Verb(_plan, ("config", "topology"), ("base", "hbm_gib", "search", "output")),
     "generate": Verb(
         _generate,

@@ -51,7 +51,10 @@ def default() -> ConfigDict:
     config.batch_size = 16  # packed rows an update, over all devices
     config.epochs = 1
     config.warmup = 0.06  # share of the updates
-    config.decay = "linear"  # to zero after the warm-up, or "constant"
+    config.decay = "linear"  # to zero after the warm-up, "constant", or "paper": as the published code did
+    # Of decay "paper" alone: micro-batches of an update there. It is part of what is computed, while `accumulate` is a
+    # matter of memory, which a run that goes on may change.
+    config.paper_accumulate = 1
     config.weight_decay = 0.01
     config.clip = 0.0  # global gradient norm; 0 does not clip
     config.class_weights = True  # weight classes by N / (K n_c), as the paper does
@@ -70,12 +73,27 @@ def default() -> ConfigDict:
     config.keep = ConfigDict({"last": 2, "best": 1})  # checkpoints that stay
     config.wandb = ""  # the Weights & Biases project to log to; "" logs to no one
     config.sweep = ()  # what `sweep` varies, a run each: (("a name", {"learning_rate": 1e-3}), ...)
+    # Or what `sweep` looks for: the settings with the best validation. `search/space.py` says what a space is.
+    config.search = ConfigDict()
+    config.search.method = ""  # "grid", "random" or "bayes"; "" trains the list above
+    config.search.space = ()  # (("learning_rate", ("log", 1e-5, 1e-3)), ("adapters.downstream.rank", (2, 4, 8)), ...)
+    config.search.budget = 20  # trials
+    config.search.together = 4  # trials of one program, and what "bayes" suggests at a time
+    config.search.seed = 0
     return config
 
 
-def drops_out(config: ConfigDict) -> bool:
-    """Returns whether an active adapter of a config has dropout, so that an update draws masks."""
-    return any(config.adapters[name].get("dropout", 0.0) for name in config.active)
+def drops_out(config: ConfigDict, base_does: bool) -> bool:
+    """Returns whether an active adapter of a config has dropout, or the base itself, so that an update draws masks."""
+    return base_does or any(config.adapters[name].get("dropout", 0.0) for name in config.active)
+
+
+_LEAST = {"data.length": 2, "epochs": 1, "loss_chunk": 1, "paper_accumulate": 1, "keep.last": 1, "keep.best": 0}
+
+
+def virtual_tokens(config: ConfigDict) -> int:
+    """Returns how many virtual tokens the active adapters of a config put in front of every note."""
+    return sum(config.adapters[name].get("virtual_tokens", 0) for name in config.active if name in config.adapters)
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -84,7 +102,7 @@ def check_ranges(config: ConfigDict) -> None:
     Raises:
       UserError: one is.
     """
-    for field, least in (("data.length", 2), ("epochs", 1), ("loss_chunk", 1), ("keep.last", 1), ("keep.best", 0)):
+    for field, least in _LEAST.items():
         if field_of(config, field) < least:
             raise UserError(f"config.{field} is {field_of(config, field)}; it must be {least} or more")
     if not 0 <= config.warmup <= 1:
@@ -154,6 +172,95 @@ def adapter(
     )
 
 
+def adalora(
+    rank: int = 12,
+    target_rank: int = 8,
+    alpha: float = 8,
+    dropout: float = 0.0,
+    targets: tuple[str, ...] = ("q_proj", "v_proj"),
+    workdir: str = "",
+    layers: tuple[int, ...] = (),
+    start: int = 0,
+    end: int = 0,
+    interval: int = 1,
+    beta1: float = 0.85,
+    beta2: float = 0.85,
+    orthogonality: float = 0.5,
+) -> ConfigDict:
+    """Returns the description of one AdaLoRA, with PEFT's defaults; `models/adalora.py` says what each field means.
+
+    Args:
+      workdir: the run it is restored from; "" starts it anew.
+    """
+    numbers = {"alpha": alpha, "dropout": dropout, "beta1": beta1, "beta2": beta2, "orthogonality": orthogonality}
+    return ConfigDict(
+        {
+            "technique": "adalora",
+            "rank": rank,
+            "target_rank": target_rank,
+            "targets": tuple(targets),
+            "layers": tuple(layers),
+            "start": start,
+            "end": end,
+            "interval": interval,
+            "workdir": workdir,
+            **{name: float(value) for name, value in numbers.items()},
+        }
+    )
+
+
+def ia3(
+    targets: tuple[str, ...] = ("k_proj", "v_proj", "down_proj"),
+    feedforward: tuple[str, ...] = ("down_proj",),
+    workdir: str = "",
+) -> ConfigDict:
+    """Returns the description of one (IA)^3, with PEFT's defaults for LLaMA; `models/ia3.py` says what it computes.
+
+    Args:
+      workdir: the run it is restored from; "" starts it anew.
+    """
+    return ConfigDict(
+        {"technique": "ia3", "targets": tuple(targets), "feedforward": tuple(feedforward), "workdir": workdir}
+    )
+
+
+def prefix(virtual_tokens: int, projection: bool = False, hidden: int = 0, workdir: str = "") -> ConfigDict:
+    """Returns the description of an adapter of prefix tuning; `models/prompt_spec.py` says what each field means, of
+    this and of the next three.
+
+    Args:
+      workdir: the run it is restored from; "" starts it anew.
+    """
+    fields = {"virtual_tokens": virtual_tokens, "projection": projection, "hidden": hidden}
+    return ConfigDict({"technique": "prefix", **fields, "workdir": workdir})
+
+
+def prompt(
+    virtual_tokens: int, init: str = "random", text: str = "Finish this clinical note: ", workdir: str = ""
+) -> ConfigDict:
+    """Returns the description of an adapter of prompt tuning."""
+    fields = {"virtual_tokens": virtual_tokens, "init": init, "text": text}
+    return ConfigDict({"technique": "prompt", **fields, "workdir": workdir})
+
+
+def p_tuning(
+    virtual_tokens: int,
+    encoder: str = "lstm",
+    hidden: int = 256,
+    layers: int = 4,
+    dropout: float = 0.0,
+    workdir: str = "",
+) -> ConfigDict:
+    """Returns the description of an adapter of P-tuning."""
+    sizes = {"encoder": encoder, "hidden": hidden, "layers": layers, "dropout": float(dropout)}
+    return ConfigDict({"technique": "p_tuning", "virtual_tokens": virtual_tokens, **sizes, "workdir": workdir})
+
+
+def adaptation_prompt(length: int, layers: int, workdir: str = "") -> ConfigDict:
+    """Returns the description of an adaptation prompt."""
+    return ConfigDict({"technique": "adaptation_prompt", "length": length, "layers": layers, "workdir": workdir})
+
+
 def dataset(kind: str, labels: tuple[str, ...] = (), **tables: ConfigDict) -> ConfigDict:
     """Returns the description of one dataset for `prepare`.
 
@@ -165,7 +272,15 @@ def dataset(kind: str, labels: tuple[str, ...] = (), **tables: ConfigDict) -> Co
     return ConfigDict({"kind": kind, "labels": labels, "tables": tables})
 
 
-def table(path: str, text: str, id: str, patient: str = "", label: str = "", split: str = "") -> ConfigDict:
+def table(
+    path: str,
+    text: str,
+    id: str,
+    patient: str = "",
+    label: str = "",
+    split: str = "",
+    groups: Mapping[str, str] | None = None,
+) -> ConfigDict:
     """Returns the description of one CSV, JSON-lines or Parquet file by its column names.
 
     Args:
@@ -175,8 +290,10 @@ def table(path: str, text: str, id: str, patient: str = "", label: str = "", spl
       patient: the column of the patient; "" makes every row a patient of its own.
       label: the column of the label; several labels are separated by commas, or are a list.
       split: "train", "validation" or "test" for the whole file, a column that says so, or "" to split by patient.
+      groups: what the subgroups of an evaluation are made of, and the column that has it: {"sex": "gender"}.
     """
-    return ConfigDict({"path": path, "text": text, "id": id, "patient": patient, "label": label, "split": split})
+    fields = {"path": path, "text": text, "id": id, "patient": patient, "label": label, "split": split}
+    return ConfigDict(fields | {"groups": dict(groups or {})})
 
 
 def native(format: str, train: str, test: str, validation: str = "", labels: tuple[str, ...] = ()) -> ConfigDict:

@@ -48,7 +48,7 @@ def demo(config: ConfigDict, workdir: str) -> None:
         read_config(config.base)
     jax.config.update("jax_compilation_cache_dir", str((folder / "compilation_cache").absolute()))
     if not config.base:
-        config.base = _make_base(config, folder / "base")
+        config.base = make_base(config, folder / "base")
     _stage("a cohort of generated patients")
     synthetic.write_mimic3(folder / "cohort", sizes.patients, config.seed)
     config.mimic3 = str(folder / "cohort")
@@ -77,7 +77,7 @@ def demo(config: ConfigDict, workdir: str) -> None:
     print(report(folder, time.monotonic() - start))
 
 
-def _make_base(config: ConfigDict, folder: Path) -> str:
+def make_base(config: ConfigDict, folder: Path) -> str:
     """Makes a small LLaMA that knows plain English and no medicine: tokenizer, random weights, pretraining, export."""
     _stage("a small LLaMA, pretrained on plain English")
     sizes = config.demo.base

@@ -17,7 +17,10 @@ from jaxlora.errors import UserError, nearest
 from jaxlora.interop import huggingface, merge, peft
 from jaxlora.interop.combine import combine
 from jaxlora.interop.llama_config import read_config
+from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.llama import Llama
+from jaxlora.models.lora_spec import BERT_MODULES
+from jaxlora.models.prompt_spec import PromptFamily
 from jaxlora.models.techniques import spec_json, spec_of
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint
@@ -102,6 +105,9 @@ def export_adapter(
     base = checkpoint.read_config(workdir).base
     if not adapters:
         raise UserError(f"--workdir: {workdir} has no active adapter to export")
+    for name, adapter in adapters.items():
+        if isinstance(adapter.spec, Ia3Spec):
+            raise UserError(f"--adapters: {name} is an (IA)^3, which is no LoRA; take export-model, which merges it")
     if rank and combination != "svd":
         raise UserError(
             f"--rank is {rank}, which --combine={combination} has no use for; give --combine=svd, or no rank"
@@ -167,6 +173,8 @@ def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapte
     finally:
         checkpoints.close()
     checkpoint.check_frozen_base(workdir, values)
+    if any(part in BERT_MODULES for path in values for part in path):
+        raise UserError(f"--workdir: {workdir} is of a BERT, which is not exported; give a run of a LLaMA")
     names = list(names) or sorted(config.active)
     for name in names:
         if name not in metadata["adapters"]:
@@ -176,6 +184,12 @@ def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapte
     of_head = () if head is None else ("kind", "labels")
     belongs = {what: metadata[what] for what in ("base", "tokenizer", *of_head)}
     specs = {name: spec_of(metadata["adapters"][name]) for name in names}
+    for name, spec in specs.items():
+        if isinstance(spec, PromptFamily):
+            raise UserError(
+                f"--workdir: adapter {name!r} of {workdir} is of technique {spec.technique!r}, which is neither "
+                "written for PEFT nor merged into a base; `evaluate`, `predict` and `generate` take the run as it is"
+            )
     return {name: peft.from_parameters(values, name, spec, belongs) for name, spec in specs.items()}, head
 
 

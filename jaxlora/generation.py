@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import files
-from jaxlora.config import default
+from jaxlora.config import default, virtual_tokens
 from jaxlora.data import tables
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError
@@ -133,7 +133,8 @@ def _complete(prompts, sampling, workdir, base, config, allow_base_mismatch) -> 
         sampling.top_p,
         replicated(mesh),
     )
-    encoded = tokenizer.encode(prompts)
+    in_front = [-1 - i for i in range(virtual_tokens(config))]
+    encoded = [in_front + list(ids) for ids in tokenizer.encode(prompts)]
     order = np.argsort([len(ids) for ids in encoded], kind="stable")  # prompts of like length go together
     texts, key = [""] * len(prompts), jax.random.key(sampling.seed)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -54,8 +54,12 @@ def trainable_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozense
 def stored_partitions(model: nnx.Module, patterns: Sequence[str]) -> frozenset[str]:
     """Returns the partitions that a checkpoint of the run holds: all but the base, and the base too where it is
     trained."""
-    trains_base = any("base" in matched(pattern, ["base"]) for pattern in patterns)
-    return frozenset(name for name in partitions(model) if name != "base" or trains_base)
+    return frozenset(name for name in partitions(model) if name != "base" or trains_base(patterns))
+
+
+def trains_base(patterns: Sequence[str]) -> bool:
+    """Returns whether `patterns` name the base, as in full fine-tuning."""
+    return any("base" in matched(pattern, ["base"]) for pattern in patterns)
 
 
 def _present(model: nnx.Module) -> list[str]:
@@ -105,15 +109,20 @@ def _parameters(path: tuple[str, ...], leaf: nnx.Variable) -> int:
     return math.prod(leaf.shape) * (2 if path[-1] == "codes" and leaf.dtype == jnp.uint8 else 1)
 
 
+def counts(model: nnx.Module) -> dict[str, int]:
+    """Returns how many parameters each partition of a model has, which may be of shapes alone (`nnx.eval_shape`)."""
+    found: dict[str, int] = {}
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        name = partition_of(path)
+        found[name] = found.get(name, 0) + _parameters(path, leaf)
+    return found
+
+
 def table(model: nnx.Module, active: Sequence[str], patterns: Sequence[str]) -> str:
     """Returns the table of partitions printed at the start of a run: parameters, active, trainable."""
     chosen = trainable_partitions(model, patterns)
-    counts: dict[str, int] = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        name = partition_of(path)
-        counts[name] = counts.get(name, 0) + _parameters(path, leaf)
     lines = [f"{'partition':<24}{'parameters':>16}  active  trainable"]
-    for name, count in sorted(counts.items()):
+    for name, count in sorted(counts(model).items()):
         is_active = name in ("base", "head") or name.split("/")[1] in active
         lines.append(f"{name:<24}{count:>16,}  {'yes' if is_active else 'no':<6}  {'yes' if name in chosen else 'no'}")
     return "\n".join(lines)

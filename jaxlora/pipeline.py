@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,17 +16,19 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import files, partition
-from jaxlora.config import check_ranges, field_of, wrong_field
+from jaxlora.config import check_ranges, field_of, virtual_tokens, wrong_field
 from jaxlora.data import builders, examples, tables
-from jaxlora.data.examples import ANNOTATED, Task
+from jaxlora.data.examples import ANNOTATED, OUTCOMES, Task
 from jaxlora.data.loader import Batches
 from jaxlora.data.mixture import mix
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
 from jaxlora.errors import UserError, one_of
-from jaxlora.eval import metrics
+from jaxlora.eval import calibration, metrics, scaling
 from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step, predict
-from jaxlora.interop.llama_config import read_config
+from jaxlora.eval.predictions import load
+from jaxlora.interop.huggingface import read_shape
+from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.techniques import Spec, spec_json
 from jaxlora.plan.refusal import check_fits
 from jaxlora.restore import RestoredRun
@@ -39,22 +42,26 @@ from jaxlora.train.objective import Objective, balanced_weights
 from jaxlora.train.run import Training
 
 
-def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False, profile: bool = False) -> None:
+def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False, profile: bool = False) -> bool:
     """Trains one row: `WORKDIR/config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`; resumes what is there.
 
     Args:
       allow_base_mismatch: starts from adapters that were trained on another base.
       profile: traces a few updates into `WORKDIR/profile`.
 
+    Returns:
+      What `fit` does: whether the run is complete.
+
     Raises:
       UserError: a field of the config that is missing or wrong, or one that differs from the run to be resumed.
     """
     start_distributed()
     check_fields(config)
-    if config.sweep:
-        raise UserError(
-            "config.sweep is set, which `train` does not read; run `jaxlora sweep`, or give --config.sweep="
-        )
+    for field in ("sweep", "search.method"):
+        if field_of(config, field):
+            raise UserError(
+                f"config.{field} is set, which `train` does not read; run `jaxlora sweep`, or give --config.{field}="
+            )
     share_cores(config.base)
     resumed = checkpoint.exists(workdir)
     if resumed:
@@ -65,7 +72,8 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     mesh = lay_out(config, labels, config.trainable, report=told)
     check_batch(mesh, config.batch_size, config.accumulate)
     check_fits(config, labels, mesh)
-    specs = adapter_specs(config, read_config(config.base).layers)
+    shape = read_shape(config.base)
+    specs = adapter_specs(config, shape.layers, shape.modules)
     tokenizer = Tokenizer(config.base)
     notes, held_out = read_notes(config, prepared, tokenizer)
     belongs = checkpoint.belongs_to(config.base, tokenizer)
@@ -74,19 +82,24 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     told(partition.table(model, config.active, config.trainable))
 
     objective = Objective(task.kind, tuple(config.active), class_weights(config, task, notes), config.loss_chunk)
-    own = own_rows(mesh, config.batch_size)
-    batches = Batches(notes, config.data.length, config.batch_size, labels, config.epochs, config.seed, own)
-    features = Features(nnx.graphdef(model), objective, mesh) if can_keep(config, task.kind) else None
+    own, virtual = own_rows(mesh, config.batch_size), virtual_tokens(config)
+    batches = Batches(notes, config.data.length, config.batch_size, labels, config.epochs, config.seed, own, virtual)
+    trained = partition.trainable_partitions(model, config.trainable)
+    for name, spec in specs.items():
+        if isinstance(spec, AdaLoraSpec) and f"adapter/{name}" in trained:
+            spec.check_updates(len(batches), f"config.adapters.{name}")
+    keeps = can_keep(config, task.kind, model.config.drops_out)
+    features = Features(nnx.graphdef(model), objective, mesh) if keeps else None
     validate = None
     if held_out is not None:
-        in_order = Batches(held_out, config.data.length, config.batch_size, seed=None, own=own)
+        in_order = Batches(held_out, config.data.length, config.batch_size, seed=None, own=own, virtual=virtual)
         step = make_predict_step(nnx.graphdef(model), objective, mesh)
         validate = validation(step, in_order, task, mesh, features)
     metadata = {**belongs, **describe(specs, task, notes)}
     if jax.process_index() == 0:
         checkpoint.write_config(workdir, config)
     training = Training(workdir, config, model, batches, validate, metadata)
-    fit(training, objective, mesh, allow_base_mismatch, features.of if features else None, profile)
+    return fit(training, objective, mesh, allow_base_mismatch, features.of if features else None, profile)
 
 
 def open_dataset(config: ConfigDict) -> builders.Prepared:
@@ -147,17 +160,19 @@ def validation(
         predictions = predict(step, state, batches, task.kind, task.outputs, mesh, check)
         if not np.isfinite(predictions.logits).all():
             return float("nan"), {}
+        if task.kind in OUTCOMES:
+            truth, scores = metrics.one_vs_rest(predictions)
+            if not len(metrics.scorable(truth)):  # notes of one class alone cannot be ranked
+                return 0.0, {}
+            area = metrics.auroc(truth, scores)
+            return area, {"auroc": area, "auprc": metrics.auprc(truth, scores)}
         values = metrics.evaluate(predictions)
         if task.kind == "lm":
             return -values["perplexity"], {"perplexity": values["perplexity"]}
-        if task.kind in ANNOTATED:
-            if np.isnan(values["f1"]):  # no entity, neither annotated nor predicted
-                return 0.0, {}
-            names = ("f1", "precision", "recall") if task.kind == "tokens" else ("f1", "exact")
-            return values["f1"], {name: values[name] for name in names}
-        if not values["labels_scored"]:  # notes of one class alone cannot be ranked
+        if np.isnan(values["f1"]):  # no entity, neither annotated nor predicted
             return 0.0, {}
-        return values["auroc"], {name: values[name] for name in ("auroc", "auprc")}
+        names = ("f1", "precision", "recall") if task.kind == "tokens" else ("f1", "exact")
+        return values["f1"], {name: values[name] for name in names}
 
     return validate
 
@@ -166,6 +181,8 @@ def evaluate_run(
     workdir: str, split: str = "test", base: str = "", allow_base_mismatch: bool = False
 ) -> dict[str, float]:
     """Predicts a split with a trained run, saves `predictions-SPLIT.npz`, and `metrics-SPLIT.json` from that file.
+
+    Where the validation split was evaluated before another one, there are the figures after scaling by it too.
 
     Args:
       base: where the base lies now, if not where it was trained.
@@ -185,6 +202,11 @@ def evaluate_run(
     notes = _tokenized(run.config, prepared, split, run.tokenizer)
     predictions = run.predict(notes)
     values = metrics.evaluate(predictions)
+    if run.kind in OUTCOMES:
+        values |= calibration.evaluate(predictions)
+        fitted_on = Path(workdir) / "predictions-validation.npz"
+        if split != "validation" and fitted_on.exists():
+            values |= scaling.evaluate(predictions, load(fitted_on))
     if jax.process_index() == 0:
         predictions.save(epath.Path(workdir) / f"predictions-{split}.npz")
         files.write_json(epath.Path(workdir) / f"metrics-{split}.json", values)

@@ -3,7 +3,7 @@
 from flax import nnx
 
 from jaxlora import partition
-from jaxlora.config import default
+from jaxlora.config import default, virtual_tokens
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
@@ -67,6 +67,7 @@ class RestoredRun:
         # The devices of now may not divide the rows of an update, and predictions do not depend on how many there are.
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         rows = -(-self.config.batch_size // devices) * devices
-        batches = Batches(notes, self.config.data.length, rows, seed=None, own=own_rows(self.mesh, rows))
+        own, virtual = own_rows(self.mesh, rows), virtual_tokens(self.config)
+        batches = Batches(notes, self.config.data.length, rows, seed=None, own=own, virtual=virtual)
         step = make_predict_step(definition, objective, self.mesh)
         return predict(step, state, batches, self.kind, self.labels, self.mesh)

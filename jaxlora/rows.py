@@ -34,14 +34,17 @@ ROWS = {
     "trainable_downstream": Row(
         "+ Clinical (trainable) + Downstream", _BOTH, _BOTH, ("clinical", "downstream", "head")
     ),
+    "full": Row("LLaMA (full fine-tuning)", (), (), ("base", "head")),
     # The published code added the downstream adapter and never activated it: these two repeat "frozen" and "trainable".
     "frozen_downstream_as_published": Row("+ Clinical (frozen) + Downstream, as published", _BOTH, _C, ("head",)),
     "trainable_downstream_as_published": Row(
         "+ Clinical (trainable) + Downstream, as published", _BOTH, _C, ("clinical", "head")
     ),
 }
-# The six that a table is made of; those as published are run when asked for.
-TABLE = tuple(name for name in ROWS if not name.endswith("as_published"))
+# The six that a table is made of; the others are run when asked for.
+TABLE = tuple(name for name in ROWS if name != "full" and not name.endswith("as_published"))
+# Nothing of a language model; `jaxlora.reproduce.tfidf` fits it.
+TFIDF = Row("TF-IDF + logistic regression", (), (), ())
 
 
 def set_row(config: ConfigDict, name: str, targets: tuple[str, ...] = ("q_proj", "v_proj")) -> None:
@@ -61,7 +64,7 @@ def set_row(config: ConfigDict, name: str, targets: tuple[str, ...] = ("q_proj",
 
 def title_of(active: tuple[str, ...], trainable: tuple[str, ...], adapters: tuple[str, ...]) -> str:
     """Returns the title of the row that these settings are, or a title made of them."""
-    for row in ROWS.values():
+    for row in (*ROWS.values(), TFIDF):
         same = (set(row.active), set(row.trainable), set(row.adapters))
         if same == (set(active), set(trainable), set(adapters)):
             return row.title

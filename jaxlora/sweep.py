@@ -1,4 +1,4 @@
-"""The verb `sweep`: several runs that differ in settings, or in dataset and task, trained as one program.
+"""The verb `sweep` over a list: several runs that differ in settings, or in dataset and task, trained as one program.
 
 Each becomes a run as `train` would have made it, in a folder of its own: `evaluate`, `predict` and `export-adapter`
 take it, and `train` goes on with it alone.
@@ -7,7 +7,7 @@ take it, and `train` goes on with it alone.
 import fnmatch
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -16,12 +16,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxlora import files, partition
+from jaxlora.data.examples import Task
 from jaxlora.data.loader import Batches
-from jaxlora.data.tokens import Tokenizer
+from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step
-from jaxlora.interop.llama_config import read_config
+from jaxlora.interop.llama_config import ARCHITECTURES, read_config, read_json
 from jaxlora.pipeline import check_fields, class_weights, describe, open_dataset, read_notes, validation
 from jaxlora.plan.refusal import check_fits
 from jaxlora.train import checkpoint
@@ -55,6 +56,36 @@ def sweep_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     configs = member_configs(config)
     if config.wandb:
         raise UserError("config.wandb is set, but Weights & Biases takes one run a process; leave it empty in a sweep")
+    ready = read_members(config, workdir, configs)
+    if jax.process_index() == 0:
+        files.write_json(epath.Path(workdir) / "sweep.json", {name: dict(own) for name, own in members_of(config)})
+    failed, _ = train_members(config, workdir, configs, ready, allow_base_mismatch)
+    if failed:
+        raise UserError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+class Ready(NamedTuple):
+    """What members are trained on, checked and read.
+
+    Attributes:
+      data: of each member its task, its training notes, and its validation notes or None.
+    """
+
+    mesh: Mesh
+    tokenizer: Tokenizer
+    data: dict[str, tuple[Task, TokenizedNotes, TokenizedNotes | None]]
+
+
+def read_members(config: ConfigDict, workdir: str, configs: Mapping[str, ConfigDict]) -> Ready:
+    """Checks that members can be trained together and reads their notes; writes nothing.
+
+    Args:
+      config: what they share. configs: of each member's own run.
+
+    Raises:
+      UserError: a field that is missing or wrong, members of kinds that do not go together, or a member that was begun
+        with other settings.
+    """
     for name, own in configs.items():
         check_fields(own)
         if checkpoint.exists(f"{workdir}/{name}"):
@@ -72,28 +103,48 @@ def sweep_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
         what = (own.data.name, own.seed if own.data.mix else None)
         read[what] = read[what] if what in read else read_notes(own, datasets[name], tokenizer)
         data[name] = (datasets[name].task, *read[what])
+    return Ready(mesh, tokenizer, data)
+
+
+def train_members(
+    config: ConfigDict,
+    workdir: str,
+    configs: Mapping[str, ConfigDict],
+    ready: Ready,
+    allow_base_mismatch: bool = False,
+) -> tuple[dict[str, str], list[str]]:
+    """Trains members as one program, each in `WORKDIR/NAME`; goes on where they stopped.
+
+    Args:
+      ready: what `read_members` returned for them.
+
+    Returns:
+      What stopped the members whose loss was no number any more, by name, and the names of those that SIGTERM stopped.
+    """
     if jax.process_index() == 0:
         for name, own in configs.items():
             checkpoint.write_config(f"{workdir}/{name}", own)
-        files.write_json(epath.Path(workdir) / "sweep.json", {name: dict(own) for name, own in members_of(config)})
-
-    rows = own_rows(mesh, config.batch_size)
+    rows = own_rows(ready.mesh, config.batch_size)
     batches = {
         name: Batches(notes, own.data.length, own.batch_size, len(task.outputs), own.epochs, own.seed, rows)
-        for (name, own), (task, notes, _) in zip(configs.items(), data.values(), strict=True)
+        for (name, own), (task, notes, _) in zip(configs.items(), ready.data.values(), strict=True)
     }
-    unfinished = [name for name in configs if not _complete(f"{workdir}/{name}", len(batches[name]))]
-    if not unfinished:
-        told(f"{workdir}: every member is complete")
-        return
-    configs = {name: configs[name] for name in unfinished}
-    failed = _train(config, workdir, configs, data, batches, tokenizer, mesh, allow_base_mismatch)
-    if failed:
-        raise UserError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+    def unfinished() -> list[str]:
+        return [name for name in configs if not _complete(f"{workdir}/{name}", len(batches[name]))]
+
+    left = unfinished()
+    if not left:
+        if jax.process_index() == 0:
+            print(f"{workdir}: every member is complete")
+        return {}, []
+    failed = _train(config, workdir, {name: configs[name] for name in left}, ready, batches, allow_base_mismatch)
+    return failed, [name for name in unfinished() if name not in failed]
 
 
-def _train(config, workdir, configs, data, batches, tokenizer, mesh: Mesh, allow_base_mismatch: bool) -> dict[str, str]:
+def _train(config, workdir, configs, ready: Ready, batches, allow_base_mismatch: bool) -> dict[str, str]:
     """Trains members that have updates left; returns what stopped those that did not get to their last."""
+    mesh, tokenizer, data = ready
     layers = read_config(config.base).layers
     specs = {name: adapter_specs(own, layers) for name, own in configs.items()}
     tasks = {name: data[name][0] for name in configs}
@@ -158,10 +209,10 @@ def member_configs(config: ConfigDict) -> dict[str, ConfigDict]:
 
     Raises:
       UserError: what `members_of` raises, or a member changes a field that all members share, or gives one a value of
-        another type.
+        another type, or an adapter is no LoRA.
     """
-    if any(fnmatch.fnmatch("base", pattern) for pattern in config.trainable):
-        raise UserError("config.trainable: the members of a sweep share one frozen base; train a base with `train`")
+    if why := why_alone(config):
+        raise UserError(why)
     configs = {}
     for name, own in members_of(config):
         member = config.copy_and_resolve_references()
@@ -176,13 +227,33 @@ def member_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     return configs
 
 
+def why_alone(config: ConfigDict) -> str:
+    """Returns why runs of a config cannot be members of one program; "" where they can."""
+    if any(fnmatch.fnmatch("base", pattern) for pattern in config.trainable):
+        return "config.trainable: the members of a sweep share one frozen base; train a base with `train`"
+    for name, adapter in config.adapters.items():
+        if (technique := adapter.get("technique", "lora")) != "lora":
+            return (
+                f"config.adapters.{name} is of technique {technique!r}; the members of a sweep have LoRAs alone: train "
+                "each with `train`, or set config.search"
+            )
+    kind = read_json(config.base).get("model_type") if config.base else "llama"
+    if kind not in ARCHITECTURES:
+        return f"config.base is of model_type {kind!r}, which does not train together; set config.search, or `train`"
+    return ""
+
+
+def may_own(field: str) -> bool:
+    """Returns whether members that are trained together may differ in a field."""
+    return field in OWN or bool(re.fullmatch(rf"adapters\.[^.]+\.({'|'.join(OWN_OF_ADAPTER)})", field))
+
+
 def _check_own(config: ConfigDict, name: str, field: str) -> None:
     """Checks that a member may have a field for itself."""
-    parts = field.split(".")
-    if parts[0] == "adapters" and len(parts) == 3 and parts[2] in OWN_OF_ADAPTER:
-        if parts[1] not in config.adapters:
-            raise UserError(f"config.sweep: {name!r} changes {field}, but there is no adapter {parts[1]!r}")
-    elif field not in OWN:
+    if field.startswith("adapters.") and may_own(field):
+        if (adapter := field.split(".")[1]) not in config.adapters:
+            raise UserError(f"config.sweep: {name!r} changes {field}, but there is no adapter {adapter!r}")
+    elif not may_own(field):
         raise UserError(
             f"config.sweep: {name!r} changes {field}, which all members share; a member may have its own "
             f"{', '.join(OWN)}, and adapters.NAME.{'/'.join(OWN_OF_ADAPTER)}"

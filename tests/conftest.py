@@ -5,6 +5,7 @@ import dataclasses
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,46 @@ def small_base(tmp_path_factory) -> Path:
     train_tokenizer(synthetic.plain_english(2000, 0), folder, 400)
     shape = LlamaConfig(vocab=400, embed=32, mlp=64, layers=2, heads=4, kv_heads=2, head_dim=8, tied=True)
     huggingface.save(folder, Llama(shape, rngs=nnx.Rngs(0)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_bert(tmp_path_factory) -> Path:
+    """A small, random BERT with its vocabulary, in Hugging Face layout and without torch: 2 layers, uncased."""
+    import json
+
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder = tmp_path_factory.mktemp("small_bert")
+    common = Counter(re.findall(r"[a-z]+", " ".join(synthetic.plain_english(300, 0)).lower())).most_common(250)
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    words = dict.fromkeys([*letters, *(f"##{x}" for x in letters if x.isalnum()), *(word for word, _ in common)])
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    sizes = {"vocab_size": len(vocab), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 64, "type_vocab_size": 2, "model_type": "bert"}
+    (folder / "config.json").write_text(json.dumps(sizes))
+    rng = np.random.default_rng(0)
+
+    def linear(name, features_in, features_out):
+        weight = rng.normal(scale=features_in**-0.5, size=(features_out, features_in))
+        return {f"{name}.weight": weight, f"{name}.bias": rng.normal(scale=0.1, size=features_out)}
+
+    def norm(name):
+        return {f"{name}.LayerNorm.weight": 1 + rng.normal(scale=0.1, size=32), f"{name}.LayerNorm.bias": np.zeros(32)}
+
+    rows = {"word": len(vocab), "position": 64, "token_type": 2}
+    tensors = {f"embeddings.{name}_embeddings.weight": rng.normal(size=(n, 32)) for name, n in rows.items()}
+    tensors |= norm("embeddings") | linear("pooler.dense", 32, 32)
+    for layer in ("encoder.layer.0", "encoder.layer.1"):
+        for part in ("query", "key", "value"):
+            tensors |= linear(f"{layer}.attention.self.{part}", 32, 32)
+        tensors |= linear(f"{layer}.attention.output.dense", 32, 32) | norm(f"{layer}.attention.output")
+        tensors |= linear(f"{layer}.intermediate.dense", 32, 48) | linear(f"{layer}.output.dense", 48, 32)
+        tensors |= norm(f"{layer}.output")
+    tensors = {f"bert.{name}": value.astype(np.float32) for name, value in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -233,7 +274,7 @@ def trained(small) -> Small:
 PATCHED = """
 import os, resource, signal, sys
 from jaxlora import cli
-from jaxlora.train import step
+from jaxlora.train import update
 from jaxlora.train.checkpoint import Checkpoints
 
 def after(function, number, action):
@@ -247,8 +288,8 @@ def after(function, number, action):
     return patched
 
 def at_update(number, action):
-    real = step.make_train_step
-    step.make_train_step = lambda *arguments: after(real(*arguments), number, action)
+    real = update.make_train_step
+    update.make_train_step = lambda *arguments: after(real(*arguments), number, action)
 
 def at_save(number, action):
     Checkpoints.save = after(Checkpoints.save, number, action)

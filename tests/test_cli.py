@@ -67,7 +67,7 @@ def test_a_mistake_is_status_2_and_one_line_of_a_real_process():
     ("arguments", "message"),
     [
         (["evalaute"], "no verb 'evalaute'; did you mean 'evaluate'?"),
-        (["x"], "no verb 'x'; valid: audit, demo, evaluate, "),
+        (["x"], "no verb 'x'; valid: audit, card, demo, evaluate, "),
         (["train", "--wrokdir=x", TABLE], "'wrokdir'. Did you mean: workdir"),
         (["train", "x", TABLE], "unexpected 'x'"),
         (["train", "--config=configs/tabel.py"], "--config: no file configs/tabel.py; did you mean 'table.py'?"),

@@ -20,7 +20,7 @@ from jaxlora.data.examples import split_of
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import Tokenizer, tokenize
 from jaxlora.errors import UserError
-from jaxlora.eval import metrics
+from jaxlora.eval import calibration, metrics, scaling
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import load
 from jaxlora.pipeline import check_fields
@@ -78,7 +78,9 @@ def test_an_untrained_adapter_changes_nothing(trained):
 def test_the_metrics_follow_from_the_predictions_alone(trained, step):
     workdir = getattr(trained, step)
     saved = json.loads((workdir / "metrics-test.json").read_text())
-    assert saved == metrics.evaluate(load(workdir / "predictions-test.npz"))
+    p = load(workdir / "predictions-test.npz")
+    expected = metrics.evaluate(p) | (calibration.evaluate(p) if step == "downstream" else {})
+    assert saved == {name: None if value != value else value for name, value in expected.items()}
     assert saved["n"] == builders.load(trained.data, "outcome").splits["test"]
 
 
@@ -98,7 +100,13 @@ def test_another_split(trained, tmp_path):
     run = shutil.copytree(trained.downstream, tmp_path / "run")
     assert trained.run("evaluate", f"--workdir={run}", "--split=validation") == 0
     count = builders.load(trained.data, "outcome").splits["validation"]
-    assert json.loads((run / "metrics-validation.json").read_text())["n"] == count
+    validation = json.loads((run / "metrics-validation.json").read_text())
+    assert validation["n"] == count and "temperature" not in validation
+    assert trained.run("evaluate", f"--workdir={run}") == 0
+    found, before = (json.loads((path / "metrics-test.json").read_text()) for path in (run, trained.downstream))
+    assert {name: found[name] for name in before} == before
+    assert found["temperature"] == scaling.temperature(load(run / "predictions-validation.npz"))
+    assert {"ece_temperature", "brier_platt"} <= set(found)
 
 
 def test_a_split_that_does_not_exist(trained, refused):
@@ -316,7 +324,7 @@ def test_a_config_with_a_field_of_another_type(trained, tmp_path, refused, chang
 def test_a_run_from_before_a_field_existed(trained, tmp_path):
     run = shutil.copytree(trained.downstream, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
-    for field in ("quantize", "accumulate", "attention", "keep", "wandb", "sweep"):
+    for field in ("quantize", "accumulate", "attention", "keep", "wandb", "sweep", "search"):
         del config[field]
     del config["mesh"]["rules"]
     (run / "config.json").write_text(json.dumps(config))

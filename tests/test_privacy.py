@@ -47,6 +47,7 @@ def session(trained, tmp_path_factory):
         ["evaluate", f"--workdir={downstream}"],
         ["predict", f"--workdir={downstream}", f"--input={trained.notes}", f"--output={folder / 'scores.csv'}"],
         ["report", f"--workdir={folder}"],
+        ["card", f"--workdir={downstream}"],
         ["export-adapter", f"--workdir={downstream}", f"--output={folder / 'adapter'}"],
         ["export-model", f"--workdir={downstream}", f"--output={folder / 'model'}"],
         ["import-adapter", f"--adapter={folder / 'adapter'}", f"--base={trained.base}", f"--workdir={folder / 'back'}"],
@@ -86,7 +87,7 @@ def found_in(content, words):
 
 def test_the_session_went_as_meant(session):
     statuses = [line.split()[1:] for line in session[1].splitlines() if line.startswith("STATUS")]
-    assert [status for status, _ in statuses] == ["0"] * 11 + ["2"] * 8
+    assert [status for status, _ in statuses] == ["0"] * 12 + ["2"] * 8
 
 
 def test_the_sentinels_are_in_the_notes(trained, session):

@@ -12,7 +12,7 @@ from jaxlora import partition
 from jaxlora.config import default
 from jaxlora.errors import UserError
 from jaxlora.models.lora_spec import LoraSpec
-from jaxlora.rows import ROWS, TABLE, set_row, title_of
+from jaxlora.rows import ROWS, TABLE, TFIDF, set_row, title_of
 from jaxlora.train.mesh import make_mesh
 from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer
@@ -67,7 +67,7 @@ def test_downstream_adapter_counts_where_active_and_not_as_published(random_llam
 
 def test_what_is_trained_enters_the_forward_pass():
     for row in ROWS.values():
-        assert set(row.trainable) <= {*row.active, "head"} and set(row.active) <= set(row.adapters)
+        assert set(row.trainable) <= {*row.active, "head", "base"} and set(row.active) <= set(row.adapters)
 
 
 def test_the_table_is_the_six_rows_of_the_paper():
@@ -101,6 +101,6 @@ def test_unknown_row_names_the_nearest():
 
 
 def test_titles_follow_from_the_settings():
-    for row in ROWS.values():
+    for row in (*ROWS.values(), TFIDF):
         assert title_of(row.active[::-1], row.trainable, row.adapters) == row.title
     assert title_of(("a", "b"), ("b",), ("a", "b")) == "active a + b; trainable b"

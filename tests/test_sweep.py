@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from jaxlora import sweep
+from jaxlora.config import default, ia3
+from jaxlora.errors import UserError
 from jaxlora.train import checkpoint
 from jaxlora.train.checkpoint import Checkpoints
 
@@ -203,3 +205,10 @@ def test_what_cannot_be_trained_together(flags, refused, tmp_path, sweep, messag
 def test_the_base_is_not_trained_by_several(flags, refused, tmp_path):
     line = refused("sweep", *flags, sweep_flag(MEMBERS), "--config.trainable=base,head", f"--workdir={tmp_path}")
     assert "config.trainable: the members of a sweep share one frozen base" in line
+
+
+def test_adapters_of_other_techniques_are_trained_alone():
+    config = default()
+    config.adapters.clinical, config.sweep = ia3(), (("a", {}), ("b", {}))
+    with pytest.raises(UserError, match="config.adapters.clinical is of technique 'ia3'; the members of a sweep"):
+        sweep.member_configs(config)

@@ -219,7 +219,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Split:
-    """The examples of one split: `split[i]` is a dictionary of id, patient, text and label."""
+    """The examples of one split: `split[i]` is a dictionary of id, patient, text, label and groups."""
 
     task: Task
     _source: Any

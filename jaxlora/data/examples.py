@@ -4,7 +4,8 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ class Example:
 
     Of "tokens" it is int64 `[entities, 3]`: first character, end, index. Of "span", a question and its context in one
     text, it is int64 `[1 + answers, 2]`: first character and end of the context, then of each true answer, if any.
+    `groups` has the coarse category of the patient by attribute, such as the age band, where it is known.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Example:
     text: str
     label: None | int | tuple[int, ...] | np.ndarray
     split: str
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 def named(name: str, mode: str) -> str:

@@ -7,10 +7,12 @@ from jaxlora.data import tables
 from jaxlora.data.examples import KINDS, SPLITS, Example, Task, keyed, split_of
 from jaxlora.errors import UserError, nearest
 
+_MOST_CATEGORIES = 20  # their names are in reports: a column of names or numbers is none of groups
+
 
 @dataclass(frozen=True)
 class _Row:
-    """One record of one table, its cells checked; `labels` are names, empty for "lm"."""
+    """One record of one table, its cells checked; `labels` are names, empty for "lm"; `groups` have what is filled."""
 
     table: str
     path: str
@@ -19,14 +21,15 @@ class _Row:
     patient: str
     split: str
     labels: tuple[str, ...]
+    groups: dict[str, str]
     text: str
 
 
 def read(name: str, dataset, split, key: bytes) -> tuple[Task, Iterator[Example]]:
     """Reads one dataset of `config.datasets`.
 
-    The tables are read once without their text, to check ids, patients and splits and to find the labels, and again
-    while the examples are, which is when texts and labels are checked.
+    The tables are read once without their text, to check ids, patients, splits and groups and to find the labels, and
+    again while the examples are, which is when texts and labels are checked.
 
     Args:
       name: its name.
@@ -74,6 +77,7 @@ def _check_labels(name: str, kind: str, labels: tuple[str, ...]) -> None:
 def _survey(dataset, split) -> set[str]:
     """Returns the label names of the training split; raises for duplicate ids and patients in two splits."""
     ids: set[tuple[str, str]] = set()
+    categories: dict[str, set[str]] = {}
     split_of_patient: dict[str, str] = {}
     labels: set[str] = set()
     for row in _rows(dataset, split, with_text=False):
@@ -89,6 +93,14 @@ def _survey(dataset, split) -> set[str]:
                 f"{tables.where(row.path, table.patient or table.id, row.number)}: a patient of {row.split} is also "
                 f"in {first}; keep every patient in one split"
             )
+        for attribute, category in row.groups.items():
+            if len(categories.setdefault(attribute, set()) | {category}) > _MOST_CATEGORIES:
+                column = table.groups[attribute]
+                raise UserError(
+                    f"{tables.where(row.path, column, row.number)}: more than {_MOST_CATEGORIES} categories of "
+                    f"{attribute!r}; give a column of few groups"
+                )
+            categories[attribute].add(category)
         if row.split == "train":
             labels.update(row.labels)
     return labels
@@ -104,7 +116,7 @@ def _examples(task: Task, dataset, split, key: bytes, declared: bool) -> Iterato
         indices = tuple(sorted({index[label] for label in row.labels}))
         label = {"lm": None, "multilabel": indices}.get(task.kind, indices[0] if indices else None)
         id = keyed(key, f"{row.table}:{row.id}")
-        yield Example(id, keyed(key, f"patient:{row.patient}"), row.text, label, row.split)
+        yield Example(id, keyed(key, f"patient:{row.patient}"), row.text, label, row.split, row.groups)
 
 
 def _rows(dataset, split, with_text: bool) -> Iterator[_Row]:
@@ -114,6 +126,7 @@ def _rows(dataset, split, with_text: bool) -> Iterator[_Row]:
         columns += [table.patient] if table.patient else []
         columns += [table.label] if dataset.kind != "lm" else []
         columns += [table.split] if table.split not in ("", *SPLITS) else []
+        columns += table.groups.values()
         for number, cells in tables.rows(table.path, columns):
             id = _required(cells, table, table.id, number, "id")
             # A row without a patient column is its own patient, apart from rows of other tables with the same id.
@@ -126,6 +139,7 @@ def _rows(dataset, split, with_text: bool) -> Iterator[_Row]:
                 patient,
                 _split(cells, table, number, patient, split),
                 () if dataset.kind == "lm" else _label_names(cells, table, number, dataset.kind),
+                _groups(cells, table, number),
                 _required(cells, table, table.text, number, "text") if with_text else "",
             )
 
@@ -148,6 +162,16 @@ def _split(cells: tables.Row, table, number: int, patient: str, shares) -> str:
     if cell not in SPLITS:
         raise UserError(f"{tables.where(table.path, table.split, number)}: not a split; use one of {', '.join(SPLITS)}")
     return cell
+
+
+def _groups(cells: tables.Row, table, number: int) -> dict[str, str]:
+    """Returns the category of each attribute; an empty or blank cell is a patient of whom it is not known."""
+    filled = {
+        attribute: column
+        for attribute, column in table.groups.items()
+        if isinstance(cells[column], list) or (cells[column] or "").strip()
+    }
+    return {name: _required(cells, table, column, number, "category").strip() for name, column in filled.items()}
 
 
 def _label_names(cells: tables.Row, table, number: int, kind: str) -> tuple[str, ...]:

@@ -4,6 +4,9 @@ Several notes share a row; a row carries segment numbers and positions, and atte
 notes share a row is planned before the run from the lengths alone, by best fit in a shuffled order. So the number of
 updates is known exactly, a row can be made by its number, the batches are the same on any number of hosts, and the
 state of the iterator is one integer.
+
+Where adapters have virtual tokens (`jaxlora.models.prompts`), they are in front of every note, -1, -2, ... in `tokens`,
+and positions count them; a row is longer by as many, so that a note of full length fits still.
 """
 
 import dataclasses
@@ -36,6 +39,16 @@ def max_segments(length: int) -> int:
     """Returns how many notes a row of `length` tokens holds at most: one for every 16 tokens, as few notes are shorter
     and pooling costs as much for an absent segment as for a present one."""
     return max(1, length // 16)
+
+
+def row_length(length: int, virtual: int = 0) -> int:
+    """Returns how many positions a row has whose notes are of at most `length` tokens, behind `virtual` ones.
+
+    Where `length` is a multiple of 128, as the kernels of attention like it, so is the row.
+    """
+    if not virtual:
+        return length
+    return -(-(length + virtual) // 128) * 128 if length % 128 == 0 else length + virtual
 
 
 def pack(lengths: np.ndarray, length: int, rng: np.random.Generator | None) -> Plan:
@@ -77,14 +90,15 @@ class PackedRows:
     """Packed rows by number, as Grain's random-access source.
 
     A row is a dict of int32 arrays: `tokens`, `segments`, `positions` `[length]` and `notes` `[max_segments]`, the
-    note of each segment plus one, 0 where there is none.
+    note of each segment plus one, 0 where there is none. `length` is that of the row, with `virtual` tokens a note.
 
     With `labelled`, those whose labels are aligned with their tokens have `labels` too: of kind "tokens" `[length]`, -1
     for padding; of kind "span" `[max_segments, 2]`, places in the row, -1 for absent segments.
     """
 
-    def __init__(self, notes: TokenizedNotes, plans: list[Plan], length: int, labelled: bool = False):
+    def __init__(self, notes: TokenizedNotes, plans: list[Plan], length: int, labelled: bool = False, virtual: int = 0):
         self.data, self.plans, self.length = notes, plans, length
+        self.virtual = -1 - np.arange(virtual)
         self.labelled = labelled and notes.kind in ANNOTATED
         self.starts = np.concatenate([[0], np.cumsum([len(plan) for plan in plans])])
 
@@ -111,8 +125,10 @@ class PackedRows:
         at = 0
         for number, piece in enumerate(self.pieces(index)):
             ids = self.data.tokens[self.data.offsets[piece] : self.data.offsets[piece + 1]]
-            here = slice(at, at + len(ids))
-            tokens[here], segments[here], positions[here] = ids, number + 1, np.arange(len(ids))
+            first, at = at, at + len(self.virtual)
+            here, whole = slice(at, at + len(ids)), slice(first, at + len(ids))
+            tokens[first:at], tokens[here] = self.virtual, ids
+            segments[whole], positions[whole] = number + 1, np.arange(at + len(ids) - first)
             if self.labelled and of_tokens:
                 labels[here] = self.data.labels[self.data.offsets[piece] : self.data.offsets[piece + 1]]
             elif self.labelled:
@@ -127,13 +143,14 @@ class Batches:
 
     Args:
       notes: the tokenized split.
-      length: tokens a row holds. batch_size: rows a batch holds, over all hosts.
+      length: tokens a row holds, virtual ones apart. batch_size: rows a batch holds, over all hosts.
       labels: number of labels; 0 for the language-model loss.
       epochs: how often the notes are seen, each time shuffled and packed anew; the last rows that fill no batch are
         dropped.
       seed: of the shuffling; None keeps the order and fills the last batch up with empty rows, for evaluation.
       own: the rows of a batch that are built, those that lie on this host's devices; None builds all. Of the others
         `notes` alone are there, the rest is as in an empty row.
+      virtual: how many virtual tokens are in front of every note.
     """
 
     def __init__(
@@ -145,11 +162,15 @@ class Batches:
         epochs: int = 1,
         seed: int | None = 0,
         own: Iterable[int] | None = None,
+        virtual: int = 0,
     ):
         rngs = [None if seed is None else np.random.default_rng((seed, epoch)) for epoch in range(epochs)]
         self.notes, self.labels, self.batch_size = notes, labels, batch_size
+        self.length, self.virtual = length, virtual
         self.own = range(batch_size) if own is None else own
-        self.rows = PackedRows(notes, [pack(notes.lengths, length, rng) for rng in rngs], length, bool(labels))
+        positions = row_length(length, virtual)
+        plans = [pack(notes.lengths + virtual, positions, rng) for rng in rngs]
+        self.rows = PackedRows(notes, plans, positions, bool(labels), virtual)
         self.partial = seed is None or len(self.rows) < batch_size
         full, rest = divmod(len(self.rows), batch_size)
         self.count = full + bool(self.partial and rest)
@@ -163,7 +184,7 @@ class Batches:
         return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
     def lengths(self, number: int) -> np.ndarray:
-        """Returns how many tokens each piece of a batch has, over all hosts."""
+        """Returns how many tokens each piece of a batch has, virtual ones apart, over all hosts."""
         return np.concatenate([self.notes.lengths[self.rows.pieces(index)] for index in self._indices(number)])
 
     def _indices(self, number: int) -> range:

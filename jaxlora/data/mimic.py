@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from jaxlora.data import tables
+from jaxlora.data import groups, tables
 from jaxlora.errors import UserError
 
 # Dates are shifted, by patient, to 2100-2200, and a patient's later admissions run on beyond; the birth of a patient
@@ -98,6 +98,9 @@ class Release(Protocol):
     def adults(self, admissions: Mapping[str, Admission]) -> dict[str, bool]:
         """Returns whether the patient was 18 or older when admitted, for the admissions of known patients."""
 
+    def groups(self, admissions: Mapping[str, Admission]) -> dict[str, dict[str, str]]:
+        """Returns what groups each admission is in, by attribute of `data/groups.py`, as far as the tables tell."""
+
     def ventilations(self) -> Iterator[Ventilation] | None:
         """Yields the spans on a ventilator; None when the tables that tell them are not there."""
 
@@ -181,6 +184,36 @@ def admissions(path: Path, names: tuple[str, str, str, str, str, str], more: tup
             raise UserError(f"{tables.where(path, id, number)}: an earlier row has it too; copy the table again")
         seen.add(name)
         yield name, Admission(identifier(row[patient]), False, died, days, admitted), row
+
+
+def grouped(path: Path, id: str, columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Returns the groups that the rows of a table tell, by identifier; an attribute that is not told is left out.
+
+    Args:
+      path: of the table. id: the column of the identifier.
+      columns: by attribute of `groups.category`; those that the table lacks are passed over.
+    """
+    columns = groups.present(path, columns)
+    found = {}
+    for number, row in tables.rows(path, (id, *columns.values())):
+        told = {attribute: groups.category(attribute, row[column]) for attribute, column in columns.items()}
+        found[identifier(required(path, row, id, number))] = {name: value for name, value in told.items() if value}
+    return found
+
+
+def with_patients(
+    found: dict[str, dict[str, str]],
+    admissions: Mapping[str, Admission],
+    sexes: Mapping[str, Mapping[str, str]],
+    ages: Mapping[str, int],
+) -> dict[str, dict[str, str]]:
+    """Returns the groups of each admission with those of its patient.
+
+    Args:
+      found: by admission. sexes: by patient, of `grouped`. ages: in years, by admission.
+    """
+    bands = {id: {"age": groups.age_band(age)} for id, age in ages.items()}
+    return {id: found[id] | sexes.get(of.patient, {}) | bands.get(id, {}) for id, of in admissions.items()}
 
 
 def order(path: Path, row: tables.Row, number: int, date: str, id: str) -> tuple[str, int]:

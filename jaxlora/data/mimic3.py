@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxlora.data import carevue, mimic, tables
+from jaxlora.data import carevue, groups, mimic, tables
 from jaxlora.data.mimic import Admission, Note, Summary, Ventilation, identifier, moment, optional, required
 
 _CODES = {"diagnoses": "DIAGNOSES_ICD", "procedures": "PROCEDURES_ICD"}
@@ -83,16 +83,36 @@ class Mimic3:
 
     def adults(self, admissions: Mapping[str, Admission]) -> dict[str, bool]:
         """Returns whether the patient was 18 or older, by the date of birth in PATIENTS; none for one it lacks."""
-        path = self.table("PATIENTS")
-        birthdays = {}
+        return {id: age >= 18 for id, age in self._ages(self.table("PATIENTS"), admissions).items()}
+
+    def groups(self, admissions: Mapping[str, Admission]) -> dict[str, dict[str, str]]:
+        """Returns the groups of each admission: by ADMISSIONS, and by PATIENTS where it is there.
+
+        Raises:
+          UserError: a date of birth in PATIENTS is none.
+        """
+        columns = {"ethnicity": "ETHNICITY", "insurance": "INSURANCE", "admission_type": "ADMISSION_TYPE"}
+        found = mimic.grouped(self.table("ADMISSIONS"), "HADM_ID", columns)
+        path = mimic.search(self.folder, "PATIENTS", "mimic3")
+        if path is None:
+            return found
+        sexes = mimic.grouped(path, "SUBJECT_ID", {"sex": "GENDER"})
+        ages = self._ages(path, admissions) if groups.present(path, {"age": "DOB"}) else {}
+        return mimic.with_patients(found, admissions, sexes, ages)
+
+    def _ages(self, path: Path, admissions: Mapping[str, Admission]) -> dict[str, int]:
+        """Returns the age at each admission in whole years; that of a patient over 89 is about 300."""
+        births = {}
         for number, row in tables.rows(path, ("SUBJECT_ID", "DOB")):
             born = moment(path, row, "DOB", number)
-            birthdays[identifier(required(path, row, "SUBJECT_ID", number))] = (born.year + 18, born.month, born.day)
-        return {
-            id: birthdays[admission.patient] <= admission.admitted.timetuple()[:3]
-            for id, admission in admissions.items()
-            if admission.patient in birthdays
-        }
+            births[identifier(required(path, row, "SUBJECT_ID", number))] = born.timetuple()[:3]
+        ages = {}
+        for id, admission in admissions.items():
+            if admission.patient in births:
+                year, *day = births[admission.patient]
+                on = admission.admitted.timetuple()
+                ages[id] = on.tm_year - year - ([on.tm_mon, on.tm_mday] < day)
+        return ages
 
     def ventilations(self) -> Iterator[Ventilation] | None:
         """Yields the spans on a ventilator, or is None without PROCEDUREEVENTS_MV.

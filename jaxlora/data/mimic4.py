@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxlora.data import mimic, tables
+from jaxlora.data import groups, mimic, tables
 from jaxlora.data.mimic import Admission, Note, Summary, Ventilation, identifier, moment, optional, required
 from jaxlora.errors import UserError
 
@@ -85,13 +85,31 @@ class Mimic4:
     def adults(self, admissions: Mapping[str, Admission]) -> dict[str, bool]:
         """Returns whether the patient was 18 or older, by the age in the anchor year in patients; none for one it
         lacks."""
-        path = self.table("patients")
+        return {id: age >= 18 for id, age in self._ages(self.table("patients"), admissions).items()}
+
+    def groups(self, admissions: Mapping[str, Admission]) -> dict[str, dict[str, str]]:
+        """Returns the groups of each admission: by admissions, and by patients where it is there.
+
+        Raises:
+          UserError: an anchor age or year in patients is no number.
+        """
+        columns = {"ethnicity": "race", "insurance": "insurance", "admission_type": "admission_type"}
+        found = mimic.grouped(self.table("admissions"), "hadm_id", columns)
+        path = mimic.search(self.folder, "patients", "mimic4")
+        if path is None:
+            return found
+        sexes = mimic.grouped(path, "subject_id", {"sex": "gender"})
+        ages = self._ages(path, admissions) if groups.present(path, {"age": "anchor_age"}) else {}
+        return mimic.with_patients(found, admissions, sexes, ages)
+
+    def _ages(self, path: Path, admissions: Mapping[str, Admission]) -> dict[str, int]:
+        """Returns the age in the year of each admission; that of a patient over 89 is 91 in the anchor year."""
         born = {}
         for number, row in tables.rows(path, ("subject_id", "anchor_age", "anchor_year")):
             age, year = (mimic.whole(path, row, column, number) for column in ("anchor_age", "anchor_year"))
             born[identifier(required(path, row, "subject_id", number))] = year - age
         return {
-            id: admission.admitted.year - born[admission.patient] >= 18
+            id: admission.admitted.year - born[admission.patient]
             for id, admission in admissions.items()
             if admission.patient in born
         }

@@ -21,7 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxlora import files
-from jaxlora.data.examples import Example
+from jaxlora.data.examples import OUTCOMES, Example
 from jaxlora.errors import UserError
 
 CHUNK = 32 * 2**20  # characters: large enough for a bucket, and enough shards for the hosts of a pod
@@ -42,12 +42,15 @@ class Written:
 
 
 def features(kind: str) -> tfds.features.FeaturesDict:
-    """Returns the TFDS features of a task's examples: "lm" has no label, the others as `examples.Task` says."""
+    """Returns the TFDS features of a task's examples: "lm" has no label, the others as `examples.Task` says. Those of
+    whole notes have `groups`, as a JSON object."""
     found = {"id": np.str_, "patient": np.str_, "text": tfds.features.Text()}
     if kind in _SHAPES:
         found["label"] = tfds.features.Tensor(shape=_SHAPES[kind], dtype=np.int64)
     elif kind != "lm":
         found["label"] = tfds.features.Scalar(dtype=np.int64)
+    if kind in OUTCOMES:
+        found["groups"] = np.str_
     return tfds.features.FeaturesDict(found)
 
 
@@ -151,17 +154,21 @@ def serialized(example: Example, kind: str) -> bytes:
         fields[name].bytes_list.value.append(getattr(example, name).encode())
     if kind != "lm":
         fields["label"].int64_list.value.extend(np.asarray(example.label, np.int64).flat)
+    if kind in OUTCOMES:
+        fields["groups"].bytes_list.value.append(json.dumps(dict(example.groups), sort_keys=True).encode())
     return record.SerializeToString(deterministic=True)
 
 
 def parsed(record: bytes, kind: str) -> dict[str, Any]:
-    """Returns id, patient, text and label of what `serialized` gave; the label is None, a number or an int64 array.
+    """Returns id, patient, text, label and groups of what `serialized` gave; the label is None, a number or an int64
+    array. Groups are {} where there are none, as in every dataset from before they were written.
 
     Raises:
       DecodeError: these are no such bytes.
     """
     fields = tf_example_pb2.Example.FromString(record).features.feature
     example = {name: fields[name].bytes_list.value[0].decode() for name in _TEXTS}
+    example["groups"] = json.loads(fields["groups"].bytes_list.value[0]) if "groups" in fields else {}
     if kind == "lm":
         return example | {"label": None}
     label = fields["label"].int64_list.value

@@ -58,6 +58,17 @@ def rows(path: str | Path, columns: Iterable[str], keep: Keep | None = None) -> 
         raise UserError(f"{path}: the table has no rows; give a file with at least one row below its header")
 
 
+def columns(path: str | Path) -> list[str]:
+    """Returns the names of the columns of a CSV file, as its first row has them.
+
+    Raises:
+      UserError: the file is missing, empty or damaged.
+    """
+    path = Path(path)
+    _reader(path)
+    return [name.strip() for name in _header(path)]
+
+
 def count(path: str | Path) -> int:
     """Returns the number of records of a CSV file, read once and not kept.
 

@@ -41,6 +41,7 @@ class Cohort:
       release: the tables. admissions: of `release.admissions()`.
       config: `mode`, `beep`, `gem` and `gem_procedures` are read.
       split_of: from a raw patient to the split, or to None for one to leave out. key: of the identifiers.
+      groups: of `release.groups()`.
     """
 
     release: Release
@@ -48,6 +49,7 @@ class Cohort:
     config: ConfigDict
     split_of: Callable[[str], str | None]
     key: bytes
+    groups: Mapping[str, Mapping[str, str]]
 
     @property
     def paper(self) -> bool:
@@ -74,7 +76,7 @@ class Cohort:
                 flow["admissions: a patient in none of the published lists"] += 1
                 continue
             id, patient = (keyed(self.key, raw) for raw in (f"admission:{note.admission}", f"patient:{note.patient}"))
-            result.append(Example(id, patient, text, label, place))
+            result.append(Example(id, patient, text, label, place, self.groups[note.admission]))
         return result
 
 
@@ -87,9 +89,11 @@ def cohort(release: Release, config: ConfigDict, key: bytes) -> Cohort:
       key: of `load_key`.
 
     Raises:
-      UserError: ADMISSIONS or a published list is missing or malformed.
+      UserError: ADMISSIONS, PATIENTS or a published list is missing or malformed.
     """
-    return Cohort(release, release.admissions(), config, splits.splitter(release.name, config), key)
+    admissions = release.admissions()
+    split_of = splits.splitter(release.name, config)
+    return Cohort(release, admissions, config, split_of, key, release.groups(admissions))
 
 
 def available(release: Release, config: ConfigDict) -> tuple[str, ...]:

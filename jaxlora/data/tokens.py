@@ -1,4 +1,4 @@
-"""Notes to token ids: the tokenizer of a Hugging Face LLaMA directory, and a split's notes as one flat array."""
+"""Notes to token ids: the tokenizer of a Hugging Face directory, and a split's notes as one flat array."""
 
 import array
 import dataclasses
@@ -13,26 +13,31 @@ import numpy as np
 from jaxlora import files
 from jaxlora.data import alignment
 from jaxlora.data.examples import ANNOTATED
+from jaxlora.data.groups import Groups, encoded
 from jaxlora.errors import UserError
 
 _BATCH = 256
 
 
 class Tokenizer:
-    """Encodes text as LLaMA does: one BOS, then the pieces, no EOS (paper section 1.2); Qwen2 has no BOS.
+    """Encodes text as its model does: a LLaMA one BOS, then the pieces, no EOS (paper section 1.2); Qwen2 no BOS;
+    a BERT [CLS], which is its BOS, the pieces, and [SEP].
 
     A `tokenizer.json` is read as it is, and not as the class that tokenizer_config.json names would make it anew. With
     a SentencePiece `tokenizer.model` alone, transformers 5's automatic choice drops the leading-space piece, so the
     LLaMA class is named here. PMC-LLaMA and MedLLaMA name no special tokens, or empty ones; there they are the
-    SentencePiece model's own, <s> and </s>.
+    SentencePiece model's own, <s> and </s>. A BERT's `vocab.txt` is read in lower case unless tokenizer_config.json
+    says otherwise, as transformers does, so the cased Bio+ClinicalBERT too, which comes without that file.
 
     Attributes:
       bos, eos: ids, or None.
+      last: the id that every piece of a note ends with, [SEP]; or None.
       vocab: number of pieces.
+      longest: tokens that a piece has at most, since the model has no more positions; 0 is any number.
       fingerprint: of the tokenizer's file, BOS and EOS.
 
     Raises:
-      UserError: the directory holds neither file, or the file is damaged.
+      UserError: the directory holds none of these files, or the file is damaged.
     """
 
     def __init__(self, directory: str | Path):
@@ -40,10 +45,10 @@ class Tokenizer:
         from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
         directory = Path(directory)
-        kinds = [directory / name for name in ("tokenizer.json", "tokenizer.model")]
+        kinds = [directory / name for name in ("vocab.txt", "tokenizer.json", "tokenizer.model")]
         path = next((file for file in kinds if file.exists()), None)
         if path is None:
-            raise UserError(f"config.base: {directory} has no tokenizer.json and no tokenizer.model")
+            raise UserError(f"config.base: {directory} has no tokenizer.json, no tokenizer.model and no vocab.txt")
         if not path.stat().st_size:  # SentencePiece reads it as a model without pieces
             raise UserError(f"{path} is empty; copy it again")
         model, named = _json(directory / "config.json"), _json(directory / "tokenizer_config.json")
@@ -53,7 +58,10 @@ class Tokenizer:
                 # Read apart: LlamaTokenizer takes a model that is cut short between two pieces.
                 pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
                 kind, repairs = LlamaTokenizer, _repairs(named, pieces)
-            self._tokenizer = kind.from_pretrained(directory, local_files_only=True, **repairs)
+            if path.name == "vocab.txt":
+                self._tokenizer = _wordpiece(path, named)
+            else:
+                self._tokenizer = kind.from_pretrained(directory, local_files_only=True, **repairs)
         except Exception as error:  # the reader of either format raises whatever its parser raises
             raise UserError(f"{path} is not a readable tokenizer ({type(error).__name__}); copy it again") from None
         # A call of transformers builds a BatchEncoding of Python lists, which takes as long as the tokenizing. What it
@@ -66,14 +74,22 @@ class Tokenizer:
         unnamed = {} if named or model.get("model_type") == "qwen2" else model
         self.bos = self._special("bos_token", "<s>", unnamed)
         self.eos = self._special("eos_token", "</s>", unnamed)
+        self.last, self.longest = None, 0
+        if type(self._backend.model).__name__ == "WordPiece":
+            self.bos, self.eos = self._backend.token_to_id("[CLS]"), self._backend.token_to_id("[SEP]")
+            if self.bos is None or self.eos is None:
+                raise UserError(f"{path} has no [CLS] or no [SEP], as every BERT's has; copy it again")
+            longest = str(model.get("max_position_embeddings", 512))
+            self.last, self.longest = self.eos, int(longest) if longest.isdigit() else 0
         limit = str(model.get("vocab_size"))
         self.vocab, self._limit = len(self._tokenizer), int(limit) if limit.isdigit() else 0
-        special = f"{self.bos} {self.eos}".encode()
+        lower = f" {getattr(self._backend.normalizer, 'lowercase', '')}" if self.last is not None else ""
+        special = f"{self.bos} {self.eos}{lower}".encode()
         self.fingerprint = hashlib.sha256(path.read_bytes() + special).hexdigest()[:16]
         self._where = f"config.base: {directory}"
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, BOS first; a note that spells "</s>" has its characters, and not an EOS.
+        """Returns the ids of each text, as `ids` has them; a note that spells "</s>" has its characters, and no EOS.
 
         Raises:
           UserError: a piece that the model has no embedding of.
@@ -87,12 +103,13 @@ class Tokenizer:
         return call(list(texts), add_special_tokens=False)
 
     def ids(self, encoding) -> np.ndarray:
-        """Returns the ids of an encoding, BOS first, uint32.
+        """Returns the ids of an encoding, BOS first and `last` at the end, uint32.
 
         Raises:
           UserError: a piece that the model has no embedding of.
         """
         ids = encoding.ids if self.bos is None else [self.bos, *encoding.ids]
+        ids = ids if self.last is None else [*ids, self.last]
         row = np.frombuffer(array.array("I", ids), np.uint32)  # twice as fast as numpy takes a list
         if self._limit and len(row) and row.max() >= self._limit:
             raise UserError(
@@ -102,9 +119,9 @@ class Tokenizer:
 
     def spans(self, encoding) -> np.ndarray:
         """Returns int64 `[tokens, 2]`: start and end of what each token was made of, in characters of the text (not in
-        bytes), BOS at (0, 0). The bytes of one character all have that character."""
-        before = [] if self.bos is None else [(0, 0)]
-        return np.asarray([*before, *encoding.offsets], np.int64).reshape(-1, 2)
+        bytes), BOS and `last` at (0, 0). The bytes of one character all have that character."""
+        before, after = ([] if token is None else [(0, 0)] for token in (self.bos, self.last))
+        return np.asarray([*before, *encoding.offsets, *after], np.int64).reshape(-1, 2)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of some ids, special tokens left out."""
@@ -123,6 +140,18 @@ class Tokenizer:
 
 def _json(path: Path) -> dict:
     return files.read_json_object(path, "copy it again") if path.exists() else {}
+
+
+def _wordpiece(path: Path, named: dict):
+    """The tokenizer of a vocab.txt, as tokenizer_config.json has it, and else as BERT's is by default."""
+    from transformers import BertTokenizer
+
+    words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    told = {name: named[name] for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars") if name in named}
+    vocab = {word: number for number, word in enumerate(words)}
+    if not {"[CLS]", "[SEP]", "[UNK]"} <= vocab.keys():
+        raise ValueError  # transformers would make up what is missing, under ids that the model has for others
+    return BertTokenizer(vocab=vocab, **told)
 
 
 def _repairs(named: dict, pieces) -> dict[str, str]:
@@ -167,11 +196,12 @@ class TokenizedNotes:
       notes: `[pieces]`, the note each piece is of.
       ids, patients: keyed ids, by note.
       labels: by note: `[notes]` int for one label, a list of index arrays for several, None for none. Of kind "tokens":
-        `[total]`, the BIO tag of each token, -1 for BOS. Of kind "span": `[pieces, 2]`, the first and the last token of
-        the answer in its piece, twice 0 where the piece has none.
+        `[total]`, the BIO tag of each token, -1 for BOS and [SEP]. Of kind "span": `[pieces, 2]`, the first and the
+        last token of the answer in its piece, twice 0 where the piece has none.
       kind: "tokens", "span", or "" for notes with labels of their own.
       spans: `[total, 2]`, the characters of its note that each token holds; of the two kinds only.
       source: where the notes were read, by number; of the two kinds only.
+      groups: by attribute, the names of its categories and the number of each note's, as `groups.encoded` gives them.
     """
 
     tokens: np.ndarray
@@ -183,6 +213,7 @@ class TokenizedNotes:
     kind: str = ""
     spans: np.ndarray | None = None
     source: Sequence[dict] | None = None
+    groups: Groups = dataclasses.field(default_factory=dict)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -208,37 +239,45 @@ def tokenize(
 
     Args:
       source: the split, as `builders.load(...).split(...)` gives it.
-      length: tokens a piece has at most, BOS included.
-      long_notes: "truncate" keeps a note's first piece; "chunk" cuts it into pieces, each with a BOS. The chunks of a
-        "span" note each repeat its question, and overlap by half.
+      length: tokens a piece has at most, BOS and [SEP] included; a tokenizer's `longest` holds too.
+      long_notes: "truncate" keeps a note's first piece; "chunk" cuts it into pieces, each with BOS and [SEP]. The
+        chunks of a "span" note each repeat its question, and overlap by half.
       progress: called with the number of notes done after each batch.
       kind: of the task; "tokens" and "span" align the labels, which are spans of characters, with the tokens.
 
     Raises:
-      UserError: `long_notes` is neither, or a question fills half of a chunk.
+      UserError: `long_notes` is neither, a question fills half of a chunk, or a piece has no room for a word.
     """
     if long_notes not in ("truncate", "chunk"):
         raise UserError(f"config.data.long_notes is {long_notes!r}; give 'truncate' or 'chunk'")
     dtype = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
-    bos = 0 if tokenizer.bos is None else 1
-    pieces, notes, ids, patients, labels, spans = [], [], [], [], [], []
+    bos, last = (0 if token is None else 1 for token in (tokenizer.bos, tokenizer.last))
+    room = min(length, tokenizer.longest or length) - last
+    if room < 2:
+        raise UserError(f"config.data.length is {length}, [CLS] and [SEP] included; give 3 or more")
+    pieces, notes, ids, patients, labels, spans, groups = [], [], [], [], [], [], []
     for batch, encodings in _batches(source, functools.partial(tokenizer.encodings, with_spans=kind in ANNOTATED)):
         for number, (example, encoding) in enumerate(zip(batch, encodings, strict=True), len(ids)):
             row = tokenizer.ids(encoding).astype(dtype)
+            inner = len(row) - last
             if kind in ANNOTATED:
                 places = alignment.trim(example["text"], tokenizer.spans(encoding))
-                for indices, label in _aligned(kind, example, places, bos, length, long_notes):
+                for indices, label in _aligned(kind, example, places[:inner], bos, room, long_notes):
+                    if last:
+                        indices = np.append(indices, inner)
+                        label = np.append(label, alignment.IGNORED) if kind == "tokens" else label
                     pieces.append(row[indices])
                     spans.append(places[indices].astype(np.int32))
                     labels.append(label)
                     notes.append(number)
             else:
-                for begin, end in alignment.cuts(len(row), bos, length, long_notes):
-                    pieces.append(np.append(row[:bos], row[begin:end]))
+                for begin, end in alignment.cuts(inner, bos, room, long_notes):
+                    pieces.append(np.concatenate([row[:bos], row[begin:end], row[inner:]]))
                     notes.append(number)
                 labels.append(example.get("label"))
         ids += [example["id"] for example in batch]
         patients += [example["patient"] for example in batch]
+        groups += [example.get("groups", {}) for example in batch]
         progress(len(batch))
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
     tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype)
@@ -250,7 +289,7 @@ def tokenize(
         labels = None
     elif labels and np.ndim(labels[0]) == 0:
         labels = np.asarray(labels, np.int64)
-    return TokenizedNotes(*by_note, labels)
+    return TokenizedNotes(*by_note, labels, groups=encoded(groups))
 
 
 def _batches(source: Sequence[dict], encode: Callable[[list[str]], list]) -> Iterator[tuple[list[dict], list]]:

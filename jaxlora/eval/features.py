@@ -22,10 +22,15 @@ from jaxlora.train.objective import Objective
 KINDS = ("binary", "multiclass", "multilabel")
 
 
-def can_keep(config: ConfigDict, kind: str) -> bool:
+def can_keep(config: ConfigDict, kind: str, base_drops_out: bool = False) -> bool:
     """Returns whether a run sees the same features of each note again and again: it has several epochs, trains nothing
-    but the head of whole notes, and drops nothing out."""
-    return kind in KINDS and set(config.trainable) == {"head"} and not drops_out(config) and config.epochs > 1
+    but the head of whole notes, and drops nothing out.
+
+    Args:
+      base_drops_out: whether the base itself draws masks in training, as a BERT does.
+    """
+    alone = kind in KINDS and set(config.trainable) == {"head"}
+    return alone and not drops_out(config, base_drops_out) and config.epochs > 1
 
 
 class FeatureBatches(Batches):
@@ -65,7 +70,9 @@ class Features:
           state: the model's whole state; the head is not looked at.
           check: as in `predict`.
         """
-        in_order = Batches(batches.notes, batches.rows.length, batches.batch_size, seed=None, own=batches.own)
+        in_order = Batches(
+            batches.notes, batches.length, batches.batch_size, seed=None, own=batches.own, virtual=batches.virtual
+        )
         values = by_note(self._step, state, in_order, self._mesh, "features", check)["features"]
         if jax.process_index() == 0:
             size = f"{values.nbytes / 1e6:,.3g} MB"

@@ -1,73 +1,88 @@
 """Metrics, from saved predictions alone: arrays in, numbers out. scikit-learn computes what it can."""
 
+import itertools
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from sklearn import metrics
 
+from jaxlora.eval.entities import of_entities
 from jaxlora.eval.predictions import Predictions
 
+STRATA = {"lt10": (0, 10), "10_99": (10, 100), "100_999": (100, 1000), "ge1000": (1000, np.inf)}
 
-def evaluate(predictions: Predictions) -> dict[str, float]:
+
+def evaluate(
+    predictions: Predictions, train_positives: np.ndarray | None = None, batch_size: int | None = None
+) -> dict[str, float]:
     """Returns the metrics that fit the kind of the predictions.
 
-    "lm": perplexity, base_perplexity (no adapter), tokens, n. Otherwise auroc, auprc, f1 (macro), f1_micro, accuracy,
-    n, and labels_scored; "multiclass" has auroc_ovo too, the paper's one-vs-one average (section 3). Of "tokens" and
-    "span" those of `of_entities` and `of_answers`.
+    "lm": perplexity, base_perplexity (no adapter), tokens, n. Of "tokens" and "span" those of `of_entities` and
+    `of_answers`. Otherwise auroc, auprc (means over the labels with both classes), f1 (macro), f1_micro, accuracy, n,
+    labels_scored and labels_skipped; "multiclass" has auroc_ovo and auprc_ovo too, the paper's one-vs-one average
+    (section 3); it and "multilabel" have auroc_micro and auprc_micro, over all pairs of a note and a label, and
+    "multilabel" has auroc_paper and auprc_paper, by scores as the published code had them.
+
+    Args:
+      train_positives: `[labels]`, in how many training notes each label is; gives auroc_STRATUM, auprc_STRATUM and
+        labels_STRATUM for the strata of `STRATA`. Predictions know nothing of the training split.
+      batch_size: gives perplexity_paper, see `batch_mean_perplexity`.
     """
     p = predictions
     if p.kind == "lm":
-        return {
+        result = {
             "perplexity": perplexity(p.nll, p.tokens),
             "base_perplexity": perplexity(p.base_nll, p.tokens),
             "tokens": int(p.tokens.sum()),
             "n": len(p.ids),
         }
+        if batch_size:
+            result["perplexity_paper"] = batch_mean_perplexity(p.nll, p.tokens, batch_size)
+        return result
     if p.kind == "tokens":
         return of_entities(p)
     if p.kind == "span":
         return of_answers(p)
     truth, scores = one_vs_rest(p)
-    chosen = (p.logits > 0).astype(np.uint8) if p.kind == "multilabel" else p.logits.argmax(axis=1)
+    labels = chosen(p)
     scored = scorable(truth)
     result = {
         "auroc": auroc(truth, scores),
         "auprc": auprc(truth, scores),
-        "f1": f1(p.labels, chosen, average="macro", labels=scored if p.kind == "multilabel" else None),
-        "f1_micro": f1(p.labels, chosen, average="micro"),
-        "accuracy": float((p.labels == chosen).mean()),
+        "f1": f1(p.labels, labels, average="macro", labels=scored if p.kind == "multilabel" else None),
+        "f1_micro": f1(p.labels, labels, average="micro"),
+        "accuracy": float((p.labels == labels).mean()),
         "n": len(p.ids),
         "labels_scored": len(scored),
+        "labels_skipped": truth.shape[1] - len(scored),
     }
     if p.kind == "multiclass":
         result["auroc_ovo"] = auroc_one_vs_one(p.labels, scores)
+        result["auprc_ovo"] = auprc_one_vs_one(p.labels, scores)
+    if p.kind != "binary":
+        result["auroc_micro"], result["auprc_micro"] = (of(*map(_column, (truth, scores))) for of in (auroc, auprc))
+    if p.kind == "multilabel":
+        truth, published = one_vs_rest(p, paper=True)
+        result["auroc_paper"], result["auprc_paper"] = auroc(truth, published), auprc(truth, published)
+    if train_positives is not None:
+        for name, columns in strata(train_positives).items():
+            part = truth[:, columns], scores[:, columns]
+            result |= {f"auroc_{name}": auroc(*part), f"auprc_{name}": auprc(*part)}
+            result[f"labels_{name}"] = len(scorable(part[0]))
     return result
 
 
-def of_entities(predictions: Predictions) -> dict[str, float]:
-    """Returns f1, precision and recall over all entities of all notes, f1_TYPE of each type, accuracy (of the tags),
-    entities (annotated) and n (notes).
-
-    An entity counts where type, first and last character are exactly the annotator's. What is annotated in a part that
-    was cut off, or under another entity, which BIO cannot tell, counts as missed. A type that is neither annotated nor
-    predicted has no F1.
-    """
-    p = predictions
-    names = [name.removeprefix("B-") for name in p.names[1::2]]
-    found, truth = (set(map(tuple, rows.tolist())) for rows in (p.found, p.truth))
-    result = {
-        "f1": _f1_of_sets(found, truth),
-        "precision": len(found & truth) / len(found) if found else 0.0,
-        "recall": len(found & truth) / len(truth) if truth else 0.0,
-    }
-    for number, name in enumerate(names):
-        result[f"f1_{name}"] = _f1_of_sets(*({row for row in rows if row[3] == number} for rows in (found, truth)))
-    accuracy = float((p.labels == p.chosen).mean()) if len(p.labels) else float("nan")
-    return result | {"accuracy": accuracy, "entities": len(truth), "n": len(p.ids)}
+def chosen(predictions: Predictions) -> np.ndarray:
+    """Returns the likeliest class, int `[notes]`, or of several labels those above one half, 0/1 `[notes, labels]`."""
+    logits = predictions.logits
+    return (logits > 0).astype(np.uint8) if predictions.kind == "multilabel" else logits.argmax(axis=1)
 
 
-def _f1_of_sets(found: set, truth: set) -> float:
-    return 2 * len(found & truth) / (len(found) + len(truth)) if found or truth else float("nan")
+def strata(train_positives: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the columns of the labels in each stratum of `STRATA`, by their positives in the training split."""
+    counts = np.asarray(train_positives)
+    return {name: np.flatnonzero((counts >= low) & (counts < high)) for name, (low, high) in STRATA.items()}
 
 
 def of_answers(predictions: Predictions) -> dict[str, float]:
@@ -86,15 +101,19 @@ def of_answers(predictions: Predictions) -> dict[str, float]:
     }
 
 
-def one_vs_rest(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+def one_vs_rest(predictions: Predictions, paper: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns (truth, scores), `[notes, labels]`: 0/1, and what ranks the notes for each label.
 
     Several labels are ranked by their logits, one of several classes by its probability, and a binary task has the one
-    column of its second class. The published code ranked several labels by a softmax over them (paper section 0).
+    column of its second class.
+
+    Args:
+      paper: ranks several labels by a softmax over them, as the published code did (paper section 0): a note's score
+        for a label then depends on its other labels.
     """
     p = predictions
     if p.kind == "multilabel":
-        return p.labels, p.logits
+        return p.labels, softmax(p.logits) if paper else p.logits
     truth, scores = np.eye(len(p.names), dtype=np.uint8)[p.labels], softmax(p.logits)
     return (truth[:, 1:], scores[:, 1:]) if p.kind == "binary" else (truth, scores)
 
@@ -112,6 +131,17 @@ def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
       nll, tokens: `[notes]`.
     """
     return float(np.exp(np.sum(nll, dtype=np.float64) / max(np.sum(tokens, dtype=np.float64), 1.0)))
+
+
+def batch_mean_perplexity(nll: np.ndarray, tokens: np.ndarray, batch_size: int) -> float:
+    """Returns exp(mean over batches of total nll / total tokens of the batch), the paper's perplexity (section 3).
+
+    Args:
+      nll, tokens: `[notes]`, in the order of the batches. batch_size: notes in a batch; the last one may be smaller.
+    """
+    starts = np.arange(0, len(nll), batch_size)
+    sums = [np.add.reduceat(np.asarray(x, np.float64), starts) for x in (nll, tokens)]
+    return float(np.exp(np.mean(sums[0] / np.maximum(sums[1], 1.0))))
 
 
 def scorable(truth: np.ndarray) -> np.ndarray:
@@ -143,16 +173,25 @@ def auroc_one_vs_one(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Args:
       labels: int `[notes]`. probabilities: `[notes, classes]`.
     """
-    present = np.unique(labels)
-    pairs = []
-    for i, a in enumerate(present):
-        for b in present[i + 1 :]:
-            of_pair = np.isin(labels, (a, b))
-            first = labels[of_pair] == a
-            forward = metrics.roc_auc_score(first, probabilities[of_pair, a])
-            backward = metrics.roc_auc_score(~first, probabilities[of_pair, b])
-            pairs.append((forward + backward) / 2)
-    return _mean(pairs)
+    return _one_vs_one(metrics.roc_auc_score, labels, probabilities)
+
+
+def auprc_one_vs_one(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Returns the average precision, averaged like `auroc_one_vs_one`."""
+    return _one_vs_one(metrics.average_precision_score, labels, probabilities)
+
+
+def _one_vs_one(metric: Callable, labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Returns the mean over ordered pairs of classes: the first told from the second by its own probability."""
+    values = []
+    for a, b in itertools.permutations(np.unique(labels), 2):
+        of_pair = np.isin(labels, (a, b))
+        values.append(metric(labels[of_pair] == a, probabilities[of_pair, a]))
+    return _mean(values)
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1, 1)
 
 
 def f1(truth: np.ndarray, chosen: np.ndarray, average: str, labels: np.ndarray | None = None) -> float:

@@ -38,11 +38,22 @@ def make_predict_step(definition: nnx.GraphDef, objective: Objective, mesh: Mesh
         numbers = jnp.arange(1, batch["notes"].shape[1] + 1)
         of_segment = (batch["segments"][:, :, None] == numbers).astype(jnp.float32)
         nll, weights = objective.token_nll(model, batch)
-        base_nll = base.token_nll(model, batch)[0] if objective.active else nll
+        base_nll = base.token_nll(model, words_alone(batch))[0] if objective.active else nll
         sums = {"nll": nll, "base_nll": base_nll, "tokens": weights}
         return {name: jnp.einsum("BT,BTS->BS", x, of_segment) for name, x in sums.items()}
 
     return jax.jit(traced_on(mesh, step), out_shardings=replicated(mesh))
+
+
+def words_alone(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns a batch whose notes are without their virtual tokens, which become padding between them."""
+    virtual = batch["tokens"] < 0
+    count = -jnp.minimum(batch["tokens"].min(), 0)  # every note has all of them
+    return batch | {
+        "tokens": jnp.maximum(batch["tokens"], 0),
+        "segments": jnp.where(virtual, 0, batch["segments"]),
+        "positions": jnp.maximum(batch["positions"] - count, 0),
+    }
 
 
 def predict(
@@ -76,6 +87,7 @@ def predict(
         sums.get("nll", empty),
         sums.get("base_nll", empty),
         sums.get("tokens", empty),
+        groups=notes.groups,
     )
 
 
@@ -119,6 +131,7 @@ def _of_positions(
             at = 0
             for piece in batches.rows.pieces(number * batches.batch_size + row):
                 start, end = notes.offsets[piece : piece + 2]
+                at += batches.virtual
                 for name, of_row in result.items():
                     whole = values.setdefault(name, np.zeros((len(notes.tokens), *of_row.shape[2:]), of_row.dtype))
                     whole[start:end] = of_row[row, at : at + end - start]

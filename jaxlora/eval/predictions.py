@@ -36,6 +36,8 @@ class Predictions:
       found, truth: int `[spans, 4]`, the predicted and the annotated entities or answers: number of the note, first
         character, end, number of the type. Offsets only: no text is kept.
       scores: of "span" float32 `[notes, 2]`, exact match and token F1.
+      groups: by attribute, such as "sex": the names of its categories, and int `[notes]`, the number of each note's
+        category, -1 where it is not known; {} where the dataset has none.
     """
 
     kind: str
@@ -51,17 +53,20 @@ class Predictions:
     found: np.ndarray = dataclasses.field(default_factory=_none)
     truth: np.ndarray = dataclasses.field(default_factory=_none)
     scores: np.ndarray = dataclasses.field(default_factory=_none)
+    groups: dict[str, tuple[tuple[str, ...], np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the file (`.npz`), atomically and for its owner's eyes only."""
-        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("kind", "names")}
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        categories = {attribute: names for attribute, (names, _) in self.groups.items()}
+        arrays["groups"] = np.asarray([codes for _, codes in self.groups.values()], np.int16)
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, about=np.asarray(json.dumps([self.kind, self.names])), **arrays)
+        np.savez_compressed(buffer, about=np.asarray(json.dumps([self.kind, self.names, categories])), **arrays)
         files.write(path, buffer.getvalue())
 
 
 def load(path: str | Path) -> Predictions:
-    """Reads a predictions file.
+    """Reads a predictions file; one from before there were groups has none.
 
     Raises:
       UserError: no such file, or a damaged one.
@@ -70,8 +75,12 @@ def load(path: str | Path) -> Predictions:
         raise UserError(f"{path} does not exist; run `jaxlora evaluate` on that workdir first")
     try:
         with np.load(path, allow_pickle=False) as file:
-            kind, names = json.loads(str(file["about"]))
-            arrays = {name: file[name] for name in file.files if name != "about"}
+            kind, names, *categories = json.loads(str(file["about"]))
+            arrays = {name: file[name] for name in file.files if name not in ("about", "groups")}
+            groups = {}
+            if categories:
+                pairs = zip(categories[0].items(), file["groups"], strict=True)
+                groups = {attribute: (tuple(of), codes) for (attribute, of), codes in pairs}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise UserError(f"{path} is damaged; run `jaxlora evaluate` on that workdir again") from None
-    return Predictions(kind, tuple(names), **arrays)
+    return Predictions(kind, tuple(names), **arrays, groups=groups)

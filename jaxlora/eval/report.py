@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxlora import files
 from jaxlora.errors import UserError
-from jaxlora.eval import figures, metrics
+from jaxlora.eval import figures, metrics, sections
 from jaxlora.eval.runs import find_runs
 
 # The columns of a task's table: metric and title; runs are compared by the first one.
@@ -21,7 +21,7 @@ def report(folder: str | Path, seconds: float | None = None) -> str:
     """Writes `report.json`, `report.md` and `figures/*.png` into `folder`, from every evaluated run under it.
 
     Runs of one row and task, such as those of several seeds, are averaged; the table gives their number and spread. The
-    members of a sweep have a line each.
+    members of a sweep have a line each. What `sections` tells of a task follows in the files.
 
     Args:
       seconds: wall time of the whole, where it is known.
@@ -55,12 +55,19 @@ def report(folder: str | Path, seconds: float | None = None) -> str:
     }
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
-    files.write_json(folder / "report.json", summary)
     made = figures.draw(folder / "figures", corpora, outcomes)
     text = _markdown(summary, columns)
-    pictures = "\n".join(f"![{path.stem}](figures/{path.name})" for path in made)
-    files.write(folder / "report.md", f"{text}\n{pictures}\n")
+    parts = [text, _pictures(made)]
+    for task, section in sections.write(folder / "figures", outcomes).items():
+        summary["tasks_in_detail"] = summary.get("tasks_in_detail", {}) | {task: section.summary}
+        parts += [f"## {task}\n\n{section.text}", _pictures(section.figures)]
+    files.write_json(folder / "report.json", summary)
+    files.write(folder / "report.md", "\n".join(parts))
     return text
+
+
+def _pictures(paths: list[Path]) -> str:
+    return "".join(f"![{path.stem}](figures/{path.name})\n" for path in paths)
 
 
 def _mean(values: list[dict[str, float]], columns: dict[str, str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""LLaMA directories of Hugging Face: the base in, streamed to its devices, and a base out."""
+"""Model directories of Hugging Face: the base in, streamed to its devices, and a base out."""
 
 import collections
 import dataclasses
@@ -17,9 +17,12 @@ from jax.sharding import NamedSharding
 
 from jaxlora import files
 from jaxlora.errors import UserError
-from jaxlora.interop.llama_config import read_config, to_json
+from jaxlora.interop import bert
+from jaxlora.interop.llama_config import read_config, read_json, to_json
 from jaxlora.interop.place import Path_, Target, key, place
 from jaxlora.interop.tensors import TensorFiles, model_files
+from jaxlora.models.bases import Model, Shape
+from jaxlora.models.bert import BertConfig
 from jaxlora.models.llama import Llama
 from jaxlora.models.lora_spec import module_name
 
@@ -36,6 +39,22 @@ _READERS = 8
 _AHEAD = 150_000_000  # bytes read ahead of the devices
 
 
+def read_shape(directory: str | Path) -> Shape:
+    """Returns the shape of a base, as its config.json has it.
+
+    Raises:
+      UserError: what `llama_config.read_config` or `bert.read_config` raises.
+    """
+    return bert.read_config(directory) if bert.is_bert(read_json(directory)) else read_config(directory)
+
+
+def _tensors(directory: str | Path) -> TensorFiles:
+    """The tensors of a base by the names that `tensor_names` and `bert.tensor_names` give."""
+    path = Path(directory) / "config.json"
+    is_bert = path.exists() and bert.is_bert(read_json(directory))
+    return bert.tensors(directory, bert.read_config(directory)) if is_bert else model_files(directory)
+
+
 def tensor_names(path: Path_, layers: int) -> list[str]:
     """Returns the names of the tensors that make up the parameter at `path`, one a layer, or one alone."""
     if path[0] != "blocks":
@@ -49,7 +68,7 @@ def tensor_names(path: Path_, layers: int) -> list[str]:
 
 def load_base(
     directory: str | Path,
-    model: Llama,
+    model: Model,
     shardings: Mapping[Path_, NamedSharding],
     progress: Callable[[int], None] = lambda _: None,
     quantized: Callable[[str, float], None] = lambda *_: None,
@@ -73,7 +92,7 @@ def load_base(
       UserError: a missing, truncated or damaged file; a tensor that is missing, of another shape, not expected, or
         holds NaN or infinity.
     """
-    source = model_files(directory)
+    source = _tensors(directory)
     targets = _targets(model, shardings)
     for target in targets:
         for name in target.names:
@@ -103,13 +122,13 @@ def load_base(
     return nnx.from_flat_state(loaded)
 
 
-def _targets(model: Llama, shardings: Mapping[Path_, NamedSharding]) -> list[Target]:
+def _targets(model: Model, shardings: Mapping[Path_, NamedSharding]) -> list[Target]:
     """What the tensors become, in the order of the parameters."""
     wholes: dict[Path_, dict[Path_, nnx.Variable]] = {}
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         if path in shardings:
             wholes.setdefault(path[:3], {})[path] = leaf
-    targets = []
+    targets, named = [], bert.tensor_names if isinstance(model.config, BertConfig) else tensor_names
     for path, leaves in wholes.items():
         is_quantized = path not in leaves  # but its codes and its scales are, in this order
         if is_quantized:
@@ -118,7 +137,7 @@ def _targets(model: Llama, shardings: Mapping[Path_, NamedSharding]) -> list[Tar
             shape = leaves[path].shape[1 if path[0] == "blocks" else 0 :]
         targets.append(
             Target(
-                tensor_names(path, model.config.layers),
+                named(path, model.config.layers),
                 shape if path[0] == "embedding" else shape[::-1],
                 leaves,
                 shardings,
@@ -128,9 +147,14 @@ def _targets(model: Llama, shardings: Mapping[Path_, NamedSharding]) -> list[Tar
     return targets
 
 
+def lacks_pooler(directory: str | Path) -> bool:
+    """Returns whether a base is a BERT whose files have no pooler, so that it gets a fresh one."""
+    return any(path == Path(directory) for path in _tensors(directory).where.values())
+
+
 def base_bytes(directory: str | Path) -> int:
     """Returns the size of the tensors in a directory."""
-    source = model_files(directory)
+    source = _tensors(directory)
     return sum(source.bytes(name) for name in source.names)
 
 
@@ -175,11 +199,11 @@ def fingerprint(directory: str | Path) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _fingerprint(directory: str, _: tuple) -> str:
-    config = read_config(directory)
+    config = read_shape(directory)
     # What is usual is left out, so that a field to come changes no fingerprint.
     unusual = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]
     shape = {field: value for field, value in dataclasses.asdict(config).items() if field in unusual}
-    digest, source = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()), model_files(directory)
+    digest, source = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()), _tensors(directory)
 
     def rows(name: str) -> bytes:
         count = source.shape(name)[0] if source.shape(name) else 0
@@ -194,7 +218,7 @@ def _fingerprint(directory: str, _: tuple) -> str:
 
 def _state_of(directory: Path) -> tuple:
     """What changes when a file of the directory does."""
-    kept = [path for path in sorted(directory.glob("*")) if path.suffix in (".json", ".safetensors")]
+    kept = [path for path in sorted(directory.glob("*")) if path.suffix in (".json", ".safetensors", ".bin")]
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in kept)
 
 

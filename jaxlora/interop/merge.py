@@ -1,6 +1,7 @@
 """Adapters merged into their base, written as a Hugging Face directory."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,13 +58,14 @@ def write_merged(
     def make(name: str) -> np.ndarray:
         if name == "score.weight" and head is not None:
             return np.ascontiguousarray(head.T).astype(stored)
-        module = name.removesuffix(".weight")
+        module, _, leaf = name.rpartition(".")
         here = [adapter for adapter in adapters if module in adapter.weights]
         weight = source.read(name)
         if not here:
             return weight
+        of_leaf = merged if leaf == "weight" else merged_bias
         with np.errstate(over="ignore"):  # told below
-            cast = merged(weight.astype(np.float32), here, module).astype(weight.dtype)
+            cast = of_leaf(weight.astype(np.float32), here, module).astype(weight.dtype)
         if not np.isfinite(cast).all():
             raise UserError(
                 f"tensor {name!r} with the adapters overflows {weight.dtype}, as the base is stored; convert the "
@@ -85,13 +87,26 @@ def merged(weight: np.ndarray, adapters: Sequence[Adapter], module: str) -> np.n
     total, gain = np.zeros_like(weight), np.ones(len(weight), np.float32)
     for adapter in adapters:
         here = adapter.weights[module]
+        if "a" not in here:
+            continue
         added = np.float32(adapter.size(module).scale) * (here["b"].T @ here["a"].T)
         if "magnitude" in here:
             stretch = here["magnitude"] / np.linalg.norm(weight + added, axis=1)
             gain += stretch - 1
             added *= stretch[:, None]
         total += added
-    return gain[:, None] * weight + total
+    into, out = (_product(adapters, module, side) for side in ("gain_in", "gain_out"))
+    return (gain * out)[:, None] * weight * into + total
+
+
+def merged_bias(bias: np.ndarray, adapters: Sequence[Adapter], module: str) -> np.ndarray:
+    """Returns `bias: [out]` of a layer with the adapters merged in, float32: an (IA)^3 scales it with the output."""
+    return bias * _product(adapters, module, "gain_out")
+
+
+def _product(adapters: Sequence[Adapter], module: str, side: str) -> np.ndarray:
+    """The product of the (IA)^3 vectors of one side of a layer, 1 where there is none."""
+    return math.prod((x.weights[module][side] for x in adapters if side in x.weights[module]), start=np.float32(1))
 
 
 def _config(raw: dict[str, Any], head: bool, kind: str, labels: Sequence[str], pad: int | None) -> dict[str, Any]:

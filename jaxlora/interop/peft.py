@@ -15,6 +15,8 @@ from jaxlora import files
 from jaxlora.errors import UserError
 from jaxlora.interop import peft_config
 from jaxlora.interop.tensors import TensorFiles
+from jaxlora.models.adalora import AdaLoraSpec
+from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.llama import LlamaConfig
 from jaxlora.models.lora_spec import LoraSize, LoraSpec
 
@@ -28,12 +30,13 @@ class Adapter:
 
     Attributes:
       spec: its size. layers: of the base.
-      weights: by full name of the layer: `a: [in, rank]`, `b: [rank, out]`, with DoRA `magnitude: [out]`, float32.
+      weights: by full name of the layer: `a: [in, rank]`, `b: [rank, out]`, with DoRA `magnitude: [out]`; of an (IA)^3
+        `gain_in: [in]` or `gain_out: [out]`; float32.
       head: `[embed, labels]`, or None.
       belongs: what it belongs to: base and tokenizer (fingerprints), with a head its kind and labels; may lack any.
     """
 
-    spec: LoraSpec
+    spec: LoraSpec | Ia3Spec
     layers: int
     weights: Mapping[str, Mapping[str, np.ndarray]]
     head: np.ndarray | None = None
@@ -118,14 +121,21 @@ def write(directory: str | Path, adapter: Adapter, base: str) -> None:
 
 
 def from_parameters(
-    values: Mapping[tuple[str, ...], np.ndarray], name: str, spec: LoraSpec, belongs: Mapping[str, Any]
+    values: Mapping[tuple[str, ...], np.ndarray], name: str, spec: LoraSpec | Ia3Spec, belongs: Mapping[str, Any]
 ) -> Adapter:
     """Returns adapter `name` of a run's parameters by path, as `checkpoint.load_numpy` gives them, without the head.
 
-    A PiSSA adapter becomes the plain LoRA of twice the rank that it is: [A | A0] [B ; -B0].
+    A PiSSA adapter becomes the plain LoRA of twice the rank that it is: [A | A0] [B ; -B0]; an AdaLoRA that of the
+    triplets that are left, diag(e) in B.
     """
     own = {path: value for path, value in values.items() if "adapters" in path and path[3] == name}
     layers = len(next(iter(own.values())))
+    if isinstance(spec, Ia3Spec):
+        gains = {}
+        for module in spec.modules(layers):
+            layer, part = int(module.split(".")[2]), module.split(".")[-1]
+            gains[module] = {path[4]: value[layer] for path, value in own.items() if path[1] == part}
+        return Adapter(spec, layers, gains, None, belongs)
     weights, sizes = {}, {}
     for module, size in spec.sizes(layers).items():
         layer, (*_, part) = int(module.split(".")[2]), module.split(".")
@@ -136,6 +146,11 @@ def from_parameters(
             b = np.concatenate([b, -here["initial", "b"][: size.rank]])
             alpha = size.alpha * (2**0.5 if size.rslora else 2)  # the scale stays
             size = LoraSize(2 * size.rank, alpha, size.rslora)
+        if isinstance(spec, AdaLoraSpec):
+            kept = np.flatnonzero(here["e",])
+            kept = kept if len(kept) else np.arange(1)  # PEFT has no LoRA of rank 0
+            a, b = a[:, kept], (here["e",][:, None] * b)[kept]
+            size = LoraSize(len(kept), size.scale * len(kept), False)
         weights[module] = {"a": a, "b": b, **({"magnitude": here["magnitude",]} if spec.dora else {})}
         sizes[module] = size
     plain = peft_config.spec_of_sizes(sizes, layers, spec.dropout, spec.dora)

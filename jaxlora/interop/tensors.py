@@ -29,13 +29,15 @@ class TensorFiles:
 
     Args:
       paths: the files.
+      rename: the name that each tensor of the files goes by here; None leaves it out.
 
     Raises:
       UserError: a file is missing, truncated or damaged, or a tensor is in two files or of a dtype that is no float of
         16 or 32 bits.
     """
 
-    def __init__(self, paths: Iterable[Path]):
+    def __init__(self, paths: Iterable[Path], rename: Callable[[str], str | None] = lambda name: name):
+        self._held: dict[str, np.ndarray] = {}
         self.where: dict[str, Path] = {}
         self._forms: dict[str, tuple[tuple[int, ...], str]] = {}
         self._starts: dict[str, int] = {}
@@ -43,7 +45,10 @@ class TensorFiles:
         for path in paths:
             if not path.exists():
                 raise UserError(f"{path} is missing; download it again")
-            for name, form in self._header(path).items():
+            for stored, form in self._header(path).items():
+                name = rename(stored)
+                if name is None:
+                    continue
                 if name in self.where:
                     raise UserError(f"{path}: tensor {name!r} is in {self.where[name].name} too; remove one")
                 self.where[name], self._forms[name] = path, (tuple(form["shape"]), form["dtype"])
@@ -70,6 +75,12 @@ class TensorFiles:
         for form in forms.values():
             form["data_offsets"] = [8 + length + offset for offset in form["data_offsets"]]
         return forms
+
+    def add(self, name: str, value: np.ndarray, path: Path) -> None:
+        """Adds a tensor that is in memory, in float32 or float16; `path` is what an error names."""
+        form = next(form for form, dtype in DTYPES.items() if dtype == value.dtype)
+        self.where[name], self._forms[name] = path, (value.shape, form)
+        self._held[name] = np.ascontiguousarray(value)
 
     @property
     def names(self) -> list[str]:
@@ -141,6 +152,11 @@ class TensorFiles:
 
     def _fill(self, name: str, parts: list[tuple[np.ndarray, int]], scattered: bool = False) -> None:
         """Fills each array with the bytes of the tensor that begin there."""
+        if name in self._held:
+            whole = self._held[name].reshape(-1).view(np.uint8)
+            for part, start in parts:
+                part[:] = whole[start : start + len(part)]
+            return
         try:
             with open(self.where[name], "rb", buffering=0) as file:
                 if _state(file) != self._states[self.where[name]]:
@@ -174,8 +190,11 @@ def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8, size).view(DTYPES[dtype]).reshape(shape)
 
 
-def model_files(directory: str | Path) -> TensorFiles:
+def model_files(directory: str | Path, rename: Callable[[str], str | None] = lambda name: name) -> TensorFiles:
     """Returns the tensors of a Hugging Face directory: `model.safetensors`, or its index and the files that it names.
+
+    Args:
+      rename: as in `TensorFiles`.
 
     Raises:
       UserError: there is none, the index is damaged or leaves the directory, or as `TensorFiles`.
@@ -195,9 +214,9 @@ def model_files(directory: str | Path) -> TensorFiles:
         for name in names:
             if not os.path.exists(directory / name):
                 raise UserError(f"{directory / name} is missing although {INDEX} names it; download it again")
-        return TensorFiles(directory / name for name in names)
+        return TensorFiles((directory / name for name in names), rename)
     if (directory / _SINGLE).exists():
-        return TensorFiles([directory / _SINGLE])
+        return TensorFiles([directory / _SINGLE], rename)
     if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
         raise UserError(
             f"{directory} has only pickled weights, which are never loaded; convert them once, where you trust them: "

@@ -13,10 +13,17 @@ WORDS = ("fsdp", "tensor")  # the mesh axes that share out the vocabulary where 
 
 class ClassificationHead(nnx.Module):
     """`logits = h W` of the last real token of each segment, without bias (paper section 1.5, as transformers does), or
-    of every token."""
+    of every token.
 
-    def __init__(self, embed: int, labels: int, *, rngs: nnx.Rngs):
+    Args:
+      bias, dropout: of a BERT's head, which has a bias and drops out what it reads.
+    """
+
+    def __init__(self, embed: int, labels: int, bias: bool = False, dropout: float = 0.0, *, rngs: nnx.Rngs):
         self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (embed, labels), jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((labels,), jnp.float32))
+        self.dropout = dropout
 
     def __call__(self, hidden: jax.Array, segments: jax.Array, max_segments: int) -> jax.Array:
         """Classifies every segment of packed rows.
@@ -31,9 +38,23 @@ class ClassificationHead(nnx.Module):
         """
         return self.every(pool(hidden, segments, max_segments))
 
-    def every(self, hidden: jax.Array) -> jax.Array:
-        """Returns the float32 logits of every position, `[..., labels]` of `[..., embed]`."""
-        return hidden.astype(jnp.float32) @ self.kernel[...]
+    def every(self, hidden: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Returns the float32 logits of every position, `[..., labels]` of `[..., embed]`.
+
+        Args:
+          key: for the dropout, the one that the model below was called with; None computes without.
+        """
+        hidden = dropout(hidden.astype(jnp.float32), self.dropout, None if key is None else jax.random.fold_in(key, 1))
+        logits = hidden @ self.kernel[...]
+        return logits + self.bias[...] if hasattr(self, "bias") else logits
+
+
+def dropout(x: jax.Array, rate: jax.Array | float, key: jax.Array | None) -> jax.Array:
+    """Returns `x`, each number zero with the probability `rate` and else larger by 1 / (1 - rate); without a key, or
+    at the rate 0, as it is."""
+    if key is None or (not isinstance(rate, jax.Array) and rate == 0.0):
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def pool(hidden: jax.Array, segments: jax.Array, max_segments: int) -> jax.Array:
@@ -58,14 +79,17 @@ def next_token_nll(hidden: jax.Array, unembedding: jax.Array, tokens: jax.Array,
       chunk: positions of each row whose logits exist at one time.
 
     Returns:
-      (nll, weights), both float32 `[batch, length]`; the weight is 1 where the next token is of the same segment.
+      (nll, weights), both float32 `[batch, length]`; the weight is 1 where the next token is of the same segment, and
+      neither token a virtual one. PEFT also counts the first token after the last virtual one, for the techniques that
+      have a prediction there; here perplexity is over the same tokens for every technique.
     """
     batch, length, _ = hidden.shape
-    targets = jnp.roll(tokens, -1, axis=1)
+    words = (tokens >= 0) & (jnp.roll(tokens, -1, axis=1) >= 0)
+    targets = jnp.maximum(jnp.roll(tokens, -1, axis=1), 0)
     if words_shared(unembedding.shape[1]):
         unembedding = constrain(unembedding.astype(hidden.dtype), None, WORDS)
     following = jnp.roll(segments, -1, axis=1).at[:, -1].set(0)
-    weights = ((segments == following) & (segments > 0)).astype(jnp.float32)
+    weights = ((segments == following) & (segments > 0) & words).astype(jnp.float32)
     if chunk >= length:
         return _nll(hidden, unembedding, targets) * weights, weights
     count = -(-length // chunk)

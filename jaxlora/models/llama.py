@@ -6,7 +6,7 @@ Llama 1 to 3.2, Mistral (a sliding window) and Qwen2 (biases) differ in the fiel
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,14 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxlora.models.attention import attend, attend_cached
-from jaxlora.models.heads import ClassificationHead
+from jaxlora.models.heads import ClassificationHead, pool
 from jaxlora.models.layout import BATCH, constrain, platform
 from jaxlora.models.lora import LoraLinear
-from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.lora_spec import MODULES
+from jaxlora.models.prompt_spec import PromptFamily
+from jaxlora.models.prompts import Prompts, active_prompts, attend_beside, embed_virtual, make_prompts, put
 from jaxlora.models.rotary import Rope, note_lengths, rotary, rotate
+from jaxlora.models.techniques import Spec
 
 # What the backward pass of attention reads: its inputs, and its output with the log-sums, which the kernels name.
 _OF_ATTENTION = ("q", "k", "v", "attention")
@@ -53,6 +56,8 @@ class LlamaConfig:
       biases: names of the linear layers that have a bias.
       tied: whether the unembedding is the embedding, transposed.
       dtype: of the computation and of the frozen weights; adapters, head and norms stay float32.
+      trained: whether the base is trained: all weights are float32 then, for an update is often smaller than the
+        distance of two numbers in bfloat16, and cast for the computation.
       quantize: keeps the kernels of the blocks as "int8" or "nf4" codes; embedding and unembedding stay in `dtype`, for
         the first is looked up and every logit is of the second.
       remat: which activations the backward pass finds saved, a key of `REMAT`.
@@ -73,11 +78,20 @@ class LlamaConfig:
     biases: tuple[str, ...] = ()
     tied: bool = False
     dtype: str = "float32"
+    trained: bool = False
     quantize: str = ""
     remat: str = "none"
     unroll: bool = False
     attention: str = "auto"
     attention_block: int = 512
+    modules: ClassVar[tuple[str, ...]] = tuple(MODULES)  # the linear layers of a block
+    causal: ClassVar[bool] = True
+    drops_out: ClassVar[bool] = False  # but its adapters may
+
+    @property
+    def weights(self) -> jnp.dtype:
+        """The dtype of the base's weights."""
+        return jnp.dtype("float32" if self.trained else self.dtype)
 
     def features(self, name: str) -> tuple[int, int]:
         """Returns (in, out) of a linear layer, e.g. "q_proj"."""
@@ -109,12 +123,12 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """All transformer blocks of the model, stacked; called on one layer's slice inside the scan."""
 
-    def __init__(self, config: LlamaConfig, specs: Mapping[str, LoraSpec], *, rngs: nnx.Rngs):
+    def __init__(self, config: LlamaConfig, specs: Mapping[str, Spec], *, rngs: nnx.Rngs):
         c = config
 
         def linear(name):
             shape, bias = (c.layers, *c.features(name)), name in c.biases
-            form = {"bias": bias, "quantize": c.quantize, "dtype": jnp.dtype(c.dtype)}
+            form = {"bias": bias, "quantize": c.quantize, "dtype": c.weights}
             return LoraLinear(name, *shape, specs, **form, rngs=rngs)
 
         self.config = config
@@ -128,10 +142,11 @@ class Block(nnx.Module):
         self.up_proj = linear("up_proj")
         self.down_proj = linear("down_proj")
 
-    def __call__(self, x, rotation, attention, active, key, layer):
+    def __call__(self, x, rotation, attention, active, key, layer, prompts: Prompts):
         """Applies layer number `layer` to `x: [batch, length, embed]`.
 
         Args:
+          prompts: the layer's own.
           attention: (q, k, v) of the layer to the attention's output and the cache, where there is one.
 
         Returns:
@@ -145,8 +160,15 @@ class Block(nnx.Module):
         q = self.q_proj(h, active, keys[0], layer).reshape(batch, length, c.heads, c.head_dim)
         k = self.k_proj(h, active, keys[1], layer).reshape(batch, length, c.kv_heads, c.head_dim)
         v = self.v_proj(h, active, keys[2], layer).reshape(batch, length, c.kv_heads, c.head_dim)
-        q, k, v = (constrain(y, BATCH, None, "tensor") for y in (rotate(q, *rotation), rotate(k, *rotation), v))
-        a, cache = attention(checkpoint_name(q, "q"), checkpoint_name(k, "k"), checkpoint_name(v, "v"))
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        for place, (prefix_k, prefix_v) in zip(prompts.places, prompts.prefixes, strict=True):
+            k, v = put(k, place, prefix_k), put(v, place, prefix_v)
+        named = {"q": q, "k": k, "v": v}.items()
+        q, k, v = (checkpoint_name(constrain(y, BATCH, None, "tensor"), name) for name, y in named)
+        a, cache = attention(q, k, v)
+        for prompt, gate in prompts.beside:
+            frozen = [functools.partial(linear, layer=layer) for linear in (self.k_proj, self.v_proj)]
+            a = a + attend_beside(q, prompt, gate, *frozen)
         a = constrain(a.reshape(batch, length, c.heads * c.head_dim), BATCH, None, "tensor")
         x = constrain(x + self.o_proj(a, active, keys[3], layer), BATCH)
         h = self.mlp_norm(x)
@@ -186,18 +208,21 @@ class Llama(nnx.Module):
     """
 
     def __init__(
-        self, config: LlamaConfig, specs: Mapping[str, LoraSpec] | None = None, labels: int = 0, *, rngs: nnx.Rngs
+        self, config: LlamaConfig, specs: Mapping[str, Spec] | None = None, labels: int = 0, *, rngs: nnx.Rngs
     ):
         self.config = config
-        dtype = jnp.dtype(config.dtype)
+        dtype = config.weights
         shape = (config.vocab, config.embed)
         self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, dtype))
-        self.blocks = Block(config, specs or {}, rngs=rngs)
+        prompts = {name: spec for name, spec in (specs or {}).items() if isinstance(spec, PromptFamily)}
+        inside = {name: spec for name, spec in (specs or {}).items() if name not in prompts}
+        self.blocks = Block(config, inside, rngs=rngs)
         self.norm = RMSNorm((config.embed,), config.rms_epsilon)
         if labels:
             self.head = ClassificationHead(config.embed, labels, rngs=rngs)
         elif not config.tied:
             self.lm_head = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape[::-1], dtype))
+        self.adapters = make_prompts(prompts, config, rngs=rngs)
 
     def __call__(
         self,
@@ -211,7 +236,7 @@ class Llama(nnx.Module):
 
         Args:
           tokens, segments, positions: int32 `[batch, length]`; see `attend` for segments; positions start at 0 in
-            every segment.
+            every segment. A token below 0 is a virtual one (see `prompts`), in front of its note.
           active: names of the adapters that enter the forward pass.
           key: for the adapters' dropout; None computes without.
         """
@@ -251,7 +276,9 @@ class Llama(nnx.Module):
             cache = cache.write(layer, slot, k, v)
             return attend_cached(q, cache.k[layer], cache.v[layer], visible), cache
 
-        return self._scan(tokens, positions, positions + 1, attention, active, None, cache)
+        # The virtual tokens are in the cache; what is beside the text is seen by every position.
+        prompts = active_prompts(self.adapters, active, tokens)._replace(places=(), prefixes=())
+        return self._scan(self._embedded(tokens), prompts, positions, positions + 1, attention, active, None, cache)
 
     def _packed(self, tokens, segments, positions, active, key, cache: Cache | None):
         """Packed rows through the blocks; their keys and values go to the front of the cache, where there is one."""
@@ -262,32 +289,44 @@ class Llama(nnx.Module):
             out = attend(q, k, v, segments, c.window, c.attention, c.attention_block)
             return out, None if cache is None else cache.write(layer, 0, k, v)
 
-        return self._scan(tokens, positions, note_lengths(positions, segments), attention, active, key, cache)
+        lengths = note_lengths(positions, segments)
+        own = None if key is None else jax.random.fold_in(key, c.layers)
+        x = embed_virtual(self.adapters, active, tokens, self._embedded(tokens), own)
+        prompts = active_prompts(self.adapters, active, tokens)
+        return self._scan(x, prompts, positions, lengths, attention, active, key, cache)
 
-    def _scan(self, tokens, positions, lengths, attention: Callable, active, key, cache: Cache | None):
+    def _embedded(self, tokens: jax.Array) -> jax.Array:
+        # Under fsdp each device looks up its columns of all rows, and columns are exchanged for rows: the table is not
+        # gathered. Of a virtual token it is any row.
+        x = self.embedding[...][constrain(tokens, "data")]
+        return constrain(x, "data", None, "fsdp").astype(self.config.dtype)
+
+    def _scan(self, x, prompts: Prompts, positions, lengths, attention: Callable, active, key, cache: Cache | None):
         c = self.config
         rotation = rotary(c.rope, positions, lengths, c.head_dim)
         definition, layers = nnx.split(self.blocks)
 
         def block(carry, layer):
             x, cache = carry
-            weights, layer_key, number = layer
+            weights, layer_key, number, prefixes, beside = layer
             attend_here = functools.partial(attention, layer=number, cache=cache)
-            return nnx.merge(definition, weights)(x, rotation, attend_here, active, layer_key, number), None
+            own = Prompts(prompts.places, prefixes, beside)
+            return nnx.merge(definition, weights)(x, rotation, attend_here, active, layer_key, number, own), None
 
         if c.remat != "none":
             block = jax.checkpoint(block, policy=REMAT[c.remat])
         keys = None if key is None else jax.random.split(key, c.layers)
-        # Under fsdp each device looks up its columns of all rows, and columns are exchanged for rows: the table is not
-        # gathered.
-        x = constrain(self.embedding[...][constrain(tokens, "data")], "data", None, "fsdp").astype(c.dtype)
         (x, cache), _ = jax.lax.scan(
             block,
             (constrain(x, BATCH), cache),
-            (layers, keys, jnp.arange(c.layers)),
+            (layers, keys, jnp.arange(c.layers), prompts.prefixes, prompts.beside),
             unroll=c.unroll or (cache is None and _written_out(c.layers)),
         )
         return self.norm(x), cache
+
+    def pooled(self, hidden: jax.Array, segments: jax.Array, max_segments: int) -> jax.Array:
+        """Returns what the head reads of each segment, `[batch, max_segments, embed]`; see `pool`."""
+        return pool(hidden, segments, max_segments)
 
     def unembedding(self) -> jax.Array:
         """The language-model head, `[embed, vocab]`."""

@@ -1,4 +1,4 @@
-"""A frozen linear layer and its named low-rank adapters.
+"""A frozen linear layer and its named adapters: low-rank ones, and vectors that rescale it.
 
     y = g * x W + bias + sum over active n of  f_n * scale_n * dropout_n(x) A_n B_n        (paper 1.1, Hu et al. 2021)
 
@@ -14,13 +14,16 @@ The family on this one path:
           [A | A0] [s B ; -s B0], A0 and B0 frozen                                          (Meng et al. 2024)
   DoRA    f = magnitude / |W + s A B|, each column by its norm, and g = 1 + sum of (f - 1)    (Liu et al. 2024)
           Dropout falls on the low-rank path alone; PEFT, in training, drops the x of (f - 1) x W too.
+  AdaLoRA A and diag(e) B, of which training zeroes entries of e (`models/adalora.py`)        (Zhang et al. 2023)
+  (IA)^3  no A or B: a vector on x or on x W + bias, before the others are added (`models/ia3.py`) (Liu et al. 2022)
 
 Parameters are stacked over the layers of the model, `kernel: [layers, in, out]`; inside the scan over layers a module
 sees its own layer's slice, `kernel: [in, out]`. Where layers differ in rank, A and B are as wide as the widest and
 zero beyond a layer's own rank; a column of zeros in both has no gradient, so it stays zero.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +31,9 @@ import numpy as np
 from flax import nnx
 
 from jaxlora.errors import UserError
+from jaxlora.models.adalora import AdaLoraSpec, AdaLoraWeights
+from jaxlora.models.heads import dropout
+from jaxlora.models.ia3 import Ia3Spec, Ia3Weights
 from jaxlora.models.lora_spec import LoraSpec, module_name
 from jaxlora.models.quantized import QuantizedKernel
 
@@ -74,7 +80,8 @@ class LoraLinear(nnx.Module):
 
     Args:
       name: the layer's name in a block, e.g. "q_proj".
-      specs: every adapter of the model by name; one that targets no layer of this name is left out.
+      specs: every adapter of the model by name; one that targets no layer of this name is left out, and so is one that
+        is not in linear layers.
       quantize: "int8" or "nf4" keeps the kernel so, as a `QuantizedKernel`.
     """
 
@@ -84,15 +91,16 @@ class LoraLinear(nnx.Module):
         layers: int,
         features_in: int,
         features_out: int,
-        specs: dict[str, LoraSpec],
+        specs: Mapping[str, LoraSpec | Ia3Spec],
         *,
         bias: bool = False,
         quantize: str = "",
         rngs: nnx.Rngs,
         dtype: jnp.dtype,
     ):
-        sizes = {n: [spec.size_of(module_name(name, i)) for i in range(layers)] for n, spec in specs.items()}
-        here = {n: spec for n, spec in specs.items() if any(sizes[n])}
+        low_rank = {n: spec for n, spec in specs.items() if isinstance(spec, LoraSpec)}
+        sizes = {n: [spec.size_of(module_name(name, i)) for i in range(layers)] for n, spec in low_rank.items()}
+        here = {n: spec for n, spec in low_rank.items() if any(sizes[n])}
         self.specs = tuple(sorted(here.items()))
         self.scales = tuple(tuple(size.scale if size else 0.0 for size in sizes[n]) for n, _ in self.specs)
         self.ranks = tuple(tuple(size.rank if size else 0 for size in sizes[n]) for n, _ in self.specs)
@@ -100,12 +108,19 @@ class LoraLinear(nnx.Module):
         self.kernel = QuantizedKernel(kernel, quantize, _TENSOR[name]) if quantize else nnx.Param(kernel)
         if bias:
             self.bias = nnx.Param(jnp.zeros((layers, features_out), dtype))
-        self.adapters = nnx.Dict(
-            {
-                n: LoraWeights(ranks, features_in, features_out, spec, rngs=rngs)
-                for (n, spec), ranks in zip(self.specs, self.ranks, strict=True)
-            }
-        )
+        adapters = {
+            n: AdaLoraWeights(ranks, features_in, features_out, rngs=rngs)
+            if isinstance(spec, AdaLoraSpec)
+            else LoraWeights(ranks, features_in, features_out, spec, rngs=rngs)
+            for (n, spec), ranks in zip(self.specs, self.ranks, strict=True)
+        }
+        scaling = {n: spec for n, spec in sorted(specs.items()) if isinstance(spec, Ia3Spec)}
+        layers_of = {n: tuple(s.applies_to(module_name(name, i)) for i in range(layers)) for n, s in scaling.items()}
+        self.scaling = tuple(n for n in scaling if any(layers_of[n]))
+        for n in self.scaling:
+            into = name in scaling[n].feedforward
+            adapters[n] = Ia3Weights(layers_of[n], into, features_in if into else features_out)
+        self.adapters = nnx.Dict(adapters)
 
     def __call__(
         self,
@@ -118,11 +133,23 @@ class LoraLinear(nnx.Module):
 
         Dropout falls on the adapters' input only, each adapter with a mask of its own, and only when a key is given.
         """
-        y = self.kernel(x) if isinstance(self.kernel, QuantizedKernel) else x @ self.weight(x.dtype)
+        into, out = (self._gain(side, active, layer) for side in ("gain_in", "gain_out"))
+        inner = x if into is None else (into * x).astype(x.dtype)
+        y = self.kernel(inner) if isinstance(self.kernel, QuantizedKernel) else inner @ self.weight(x.dtype)
+        y = y if out is None else (out * y).astype(x.dtype)
         here = [i for i, (n, _) in enumerate(self.specs) if n in active]
         if here:
             y = self._adapted(x, y, here, key, layer)
-        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+        if not hasattr(self, "bias"):
+            return y
+        bias = self.bias[...] if out is None else out * self.bias[...]
+        return y + bias.astype(x.dtype)
+
+    def _gain(self, side: str, active: tuple[str, ...], layer: jax.Array | int) -> jax.Array | None:
+        """The product of the active (IA)^3 vectors of a side, float32; None where there is none."""
+        gains = [self.adapters[n].gain(side, layer) for n in self.scaling if n in active]
+        gains = [gain for gain in gains if gain is not None]
+        return functools.reduce(jnp.multiply, gains) if gains else None
 
     def weight(self, dtype: jnp.dtype) -> jax.Array:
         """Returns the kernel, dequantised where it is quantised: `[in, out]`, or the stack of all layers."""
@@ -144,7 +171,7 @@ class LoraLinear(nnx.Module):
             low = x @ jnp.concatenate(a, axis=-1)
         else:
             keys = jax.random.split(key, len(here))
-            dropped = [_dropout(x, self._rate(i), k) for i, k in zip(here, keys, strict=True)]
+            dropped = [dropout(x, self._rate(i), k) for i, k in zip(here, keys, strict=True)]
             low = jnp.concatenate([d @ w for d, w in zip(dropped, a, strict=True)], axis=-1)
         if gain is not None:
             y = y * gain.astype(x.dtype)
@@ -233,9 +260,3 @@ def _columns(ranks: tuple[int, ...]) -> np.ndarray:
 
 def _of_layer(values: tuple, layer: jax.Array | int):
     return values[0] if len(set(values)) == 1 else jnp.asarray(values)[layer]
-
-
-def _dropout(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
-    if not isinstance(rate, jax.Array) and rate == 0.0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), jnp.zeros_like(x))

@@ -1,6 +1,7 @@
 """What an adapter is: its size in every linear layer of the model.
 
-A layer is named as Hugging Face names it, `model.layers.3.self_attn.q_proj`. A *pattern* is the end of such a name
+A layer is named as Hugging Face names it, `model.layers.3.self_attn.q_proj` in a LLaMA and
+`bert.encoder.layer.3.attention.self.query` in a BERT. A *pattern* is the end of such a name
 ("q_proj", "self_attn.q_proj") or a regular expression for one (".*layers.[0-3].mlp.*"): it matches where
 `(.*\\.)?(pattern)` matches the whole name, the rule of PEFT's rank and alpha patterns.
 """
@@ -16,16 +17,24 @@ MODULES = {
     **{name: f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")},
     **{name: f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
 }
+BERT_MODULES = {
+    **{name: f"attention.self.{name}" for name in ("query", "key", "value")},
+    "attention_output": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+}
 
 
 def module_name(name: str, layer: int) -> str:
     """Returns the full name of a linear layer, e.g. `model.layers.3.self_attn.q_proj`."""
+    if name in BERT_MODULES:
+        return f"bert.encoder.layer.{layer}.{BERT_MODULES[name]}"
     return f"model.layers.{layer}.{MODULES[name]}"
 
 
-def module_names(layers: int) -> list[str]:
-    """Returns the full names of every linear layer of a model."""
-    return [module_name(name, i) for i in range(layers) for name in MODULES]
+def module_names(layers: int, modules: Iterable[str] = tuple(MODULES)) -> list[str]:
+    """Returns the full names of every linear layer of a model, whose blocks have those named in `modules`."""
+    return [module_name(name, i) for i in range(layers) for name in modules]
 
 
 def matches(pattern: str, module: str) -> bool:
@@ -54,7 +63,7 @@ class LoraSpec:
     Attributes:
       rank, alpha: in every targeted layer, but for those that `ranks` and `alphas` name.
       dropout: on the adapter's input.
-      targets: patterns of the linear layers it applies to; "all-linear" is all seven.
+      targets: patterns of the linear layers it applies to; "all-linear" is all of a block.
       layers: the layers it applies to, from 0; () is all.
       ranks, alphas: (pattern, value) pairs; the first that matches holds.
       rslora: the scale is alpha / sqrt(rank), and not alpha / rank.
@@ -75,7 +84,7 @@ class LoraSpec:
 
     def size_of(self, module: str) -> LoraSize | None:
         """Returns the adapter's size in the layer of the full name `module`, None where it does not apply."""
-        if self.layers and int(module.split(".")[2]) not in self.layers:
+        if self.layers and not any(f".{layer}." in module for layer in self.layers):
             return None
         if not any(target == "all-linear" or matches(target, module) for target in self.targets):
             return None
@@ -83,10 +92,14 @@ class LoraSpec:
         alpha = next((value for pattern, value in self.alphas if matches(pattern, module)), self.alpha)
         return LoraSize(rank, alpha, self.rslora)
 
-    def sizes(self, layers: int) -> dict[str, LoraSize]:
-        """Returns the adapter's size by full name, where it applies."""
-        found = {module: self.size_of(module) for module in module_names(layers)}
+    def sizes(self, layers: int, modules: Iterable[str] = tuple(MODULES)) -> dict[str, LoraSize]:
+        """Returns the adapter's size by full name, where it applies; the arguments are those of `module_names`."""
+        found = {module: self.size_of(module) for module in module_names(layers, modules)}
         return {module: size for module, size in found.items() if size}
+
+    def form(self, layers: int) -> tuple:
+        """Returns what two descriptions of one trained adapter share, however they name its layers."""
+        return self.sizes(layers), self.dora, self.init != "lora"
 
     def described(self, **more: str) -> str:
         """Returns the adapter as a line of a config has it, without what is usual."""
@@ -94,11 +107,12 @@ class LoraSpec:
         given = {field: value for field, value in dataclasses.asdict(self).items() if value != usual[field]} | more
         return f"adapter({', '.join(f'{field}={value!r}' for field, value in given.items())})"
 
-    def check(self, layers: int, where: str) -> None:
+    def check(self, layers: int, where: str, modules: Iterable[str] = tuple(MODULES)) -> None:
         """Checks that the spec fits a model.
 
         Args:
           layers: of the model. where: what the error begins with, e.g. "config.adapters.clinical".
+          modules: the linear layers of its blocks.
 
         Raises:
           UserError: a size out of range, an `init` that does not exist, or a pattern that matches no layer.
@@ -114,13 +128,13 @@ class LoraSpec:
         for layer in self.layers:
             if not 0 <= layer < layers:
                 raise UserError(f"{where}.layers: there is no layer {layer}; the model has 0 to {layers - 1}")
-        modules = module_names(layers)
+        names = module_names(layers, modules)
         for target in self.targets:
             if target != "all-linear":
-                _check_matches(f"{where}.targets", target, modules)
-        targeted = self.sizes(layers)
+                _check_matches(f"{where}.targets", target, names)
+        targeted = self.sizes(layers, modules)
         if not targeted:
-            raise UserError(f"{where}.targets is empty; give some of {', '.join(MODULES)}")
+            raise UserError(f"{where}.targets is empty; give some of {_endings(names)}")
         for field, pairs in (("ranks", self.ranks), ("alphas", self.alphas)):
             for pattern, _ in pairs:
                 _check_matches(f"{where}.{field}", pattern, targeted)
@@ -136,9 +150,12 @@ def _check_matches(field: str, pattern: str, modules: Iterable[str]) -> None:
     except re.error as error:
         raise UserError(f"{field}: {pattern!r} is no regular expression: {error}") from None
     if not found:
-        valid = ", ".join(dict.fromkeys(module.split(".")[-1] for module in modules))
         hint = "; give a tuple of names" if "," in pattern else ""
         raise UserError(
-            f"{field}: {pattern!r} matches no layer{hint}; valid are {valid}, all-linear, or a regular expression for "
-            "names such as model.layers.0.self_attn.q_proj"
+            f"{field}: {pattern!r} matches no layer{hint}; valid are {_endings(modules)}, all-linear, or a regular "
+            f"expression for names such as {next(iter(modules))}"
         )
+
+
+def _endings(modules: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(module.split(".")[-1] for module in modules))

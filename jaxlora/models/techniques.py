@@ -1,7 +1,8 @@
 """The techniques an adapter can be of, by name, and their descriptions as JSON data.
 
 A description (`LoraSpec` and its like) is a frozen dataclass. It has `dropout`, `check(layers, where)`, which raises a
-`UserError` where it does not fit a model, and `described(**more)`, the line of a config that makes it.
+`UserError` where it does not fit a model, `form(layers)`, what two descriptions of one trained adapter share, and
+`described(**more)`, the line of a config that makes it.
 """
 
 import dataclasses
@@ -10,10 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxlora.errors import one_of
+from jaxlora.models.adalora import AdaLoraSpec
+from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptFamily, PromptSpec, PTuningSpec
 
-Spec = LoraSpec
-TECHNIQUES: dict[str, type[Spec]] = {"lora": LoraSpec}
+Spec = LoraSpec | AdaLoraSpec | Ia3Spec | PromptFamily
+TECHNIQUES: dict[str, type[Spec]] = {
+    "lora": LoraSpec,
+    "adalora": AdaLoraSpec,
+    "ia3": Ia3Spec,
+    **{spec.technique: spec for spec in (PrefixSpec, PromptSpec, PTuningSpec, AdaptationPromptSpec)},
+}
 
 
 def spec_of(fields: Mapping[str, Any]) -> Spec:

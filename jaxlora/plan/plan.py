@@ -10,6 +10,8 @@ from jaxlora import files
 from jaxlora.chips import GIB, Slice, parse_slice
 from jaxlora.config import check_ranges
 from jaxlora.errors import UserError
+from jaxlora.interop.huggingface import read_shape
+from jaxlora.models.bert import BertConfig
 from jaxlora.plan.collectives import Collective, collectives
 from jaxlora.plan.markdown import markdown
 from jaxlora.plan.program import Aim, Program, aim_of, compiled
@@ -53,6 +55,8 @@ def planned(config: ConfigDict, topology: str, hbm_gib: float = 0.0, search: boo
     slice_ = parse_slice(topology)
     if not config.base:
         raise UserError("config.base is not set; a folder with the config.json of the base is enough")
+    if isinstance(read_shape(config.base), BertConfig):
+        raise UserError("config.base is a BERT, which fits any TPU and has no plan; `jaxlora train` is enough")
     check_ranges(config)
     if hbm_gib < 0:
         raise UserError(f"--hbm-gib is {hbm_gib:g}; it is the memory of a device in GiB, 0 for the chip's own")

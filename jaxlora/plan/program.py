@@ -12,14 +12,15 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from jaxlora import partition
+from jaxlora.config import virtual_tokens
 from jaxlora.data.examples import ANNOTATED
-from jaxlora.data.loader import max_segments
+from jaxlora.data.loader import max_segments, row_length
 from jaxlora.models.layout import BATCH
 from jaxlora.train.assemble import abstract, model_shape
 from jaxlora.train.memory import device_bytes
 from jaxlora.train.mesh import replicated
 from jaxlora.train.objective import Objective
-from jaxlora.train.step import make_update
+from jaxlora.train.update import make_update
 
 _UPDATES = 1000  # of the schedule: a number in the program, without influence on anything here
 
@@ -135,7 +136,8 @@ def compiled(config: ConfigDict, aim: Aim, mesh: Mesh) -> Program:
 
 def _batch(config: ConfigDict, aim: Aim, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a batch, as `Batches` makes them."""
-    rows, length, notes = config.batch_size, config.data.length, max_segments(config.data.length)
+    rows, length = config.batch_size, row_length(config.data.length, virtual_tokens(config))
+    notes = max_segments(length)
     shapes = {name: ((rows, length), jnp.int32) for name in ("tokens", "segments", "positions")}
     shapes["notes"] = (rows, notes), jnp.int32
     if aim.kind in ANNOTATED:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxlora.chips import CHIPS, GIB, generation_of
 from jaxlora.errors import UserError
+from jaxlora.partition import trains_base
 from jaxlora.plan.program import Aim
 from jaxlora.plan.search import nearest_first
 from jaxlora.plan.setting import Estimator, setting_of
@@ -50,7 +51,8 @@ def _remedy(config: ConfigDict, labels: int, mesh: Mesh, limit: int, members: in
     generation = generation_of(mesh.devices.flat[0].device_kind)
     if generation is None:
         cut = "raise config.mesh.fsdp, or " if mesh.size > mesh.shape["fsdp"] else ""
-        return f"{cut}give config.quantize = 'int8', config.accumulate or a smaller config.batch_size"
+        quantize = "" if trains_base(config.trainable) else "config.quantize = 'int8', "
+        return f"{cut}give {quantize}config.accumulate or a smaller config.batch_size"
     ask = f"jaxlora plan --config=... --topology={_slice(generation, mesh.devices.flat)}"
     if members == 1:
         given = setting_of(config, mesh.shape["fsdp"])

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxlora.chips import Chip
 from jaxlora.errors import UserError
 from jaxlora.models.llama import REMAT
+from jaxlora.partition import trains_base
 from jaxlora.plan.program import Aim
 from jaxlora.plan.roofline import Bound, bound
 from jaxlora.train.assemble import adapter_specs, model_shape
@@ -100,7 +101,8 @@ class Estimator:
         "offload" is none of them: its time depends on the link to the host's memory, which no bound here knows.
         """
         ways = len(self.devices) // self.config.mesh.tensor
-        precisions = (given.quantize,) if given.quantize else ("", *_QUANTIZED)
+        frozen = not trains_base(self.config.trainable)
+        precisions = ("", *_QUANTIZED) if frozen and not given.quantize else (given.quantize,)
         levels = [level for level in REMAT if level != "offload"]
         parts = divisors(max(1, self.config.batch_size // ways))
         for values in itertools.product(divisors(ways), levels, parts, precisions):

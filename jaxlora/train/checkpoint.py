@@ -31,9 +31,13 @@ Path = tuple[str, ...]
 METADATA = ("base", "tokenizer", "adapters", "kind", "labels", "training set")
 UNSCORED = -math.inf  # the score of a checkpoint that was saved without a validation
 # Fields that older runs lack; their defaults are what was done before there were any.
-_ADDED = ("quantize", "accumulate", "attention.", "mesh.rules.", "keep.", "wandb", "sweep")
-# What may differ in a run that goes on: where the arrays lie and what is kept of them, but not what is computed.
-MAY_CHANGE = ("mesh.", "accumulate", "remat", "attention.", "loss_chunk", "keep.", "wandb")
+_ADDED = (
+    *("quantize", "accumulate", "attention.", "mesh.rules.", "keep.", "wandb", "sweep"),
+    *("search.", "paper_accumulate"),
+)
+# What may differ in a run that goes on: where the arrays lie and what is kept of them, but not what is computed; and
+# how many trials a search makes.
+MAY_CHANGE = ("mesh.", "accumulate", "remat", "attention.", "loss_chunk", "keep.", "wandb", "search.budget")
 
 
 class Checkpoints:
@@ -162,6 +166,10 @@ class Checkpoints:
         values = self._load(step, {"model": self._forms(step)})["model"]
         return {tuple(name.split("/")): value for name, value in values.items()}
 
+    def shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of a step's parameters by name, `blocks/q_proj/adapters/clinical/a`."""
+        return {name: form.shape for name, form in self._forms(step).items()}
+
     def metadata(self, step: int) -> dict[str, Any]:
         """Returns what a step's checkpoint belongs to, with its score."""
         try:
@@ -262,9 +270,10 @@ def load_adapter(workdir: str, name: str, spec: Spec, belongs: Mapping[str, str]
     finally:
         checkpoints.close()
     check_frozen_base(workdir, stored)
-    values = {path: value for path, value in stored.items() if "adapters" in path and path[3] == name}
+    own = f"adapter/{name}", f"initial/{name}"
+    values = {path: value for path, value in stored.items() if partition_of(path) in own}
     before, layers = spec_of(found), len(next(iter(values.values())))
-    if _form(before, layers) != _form(spec, layers):
+    if before.form(layers) != spec.form(layers):
         raise UserError(f"{where} differs from what {workdir} was trained with; give {before.described()}")
     return values
 
@@ -282,11 +291,6 @@ def check_frozen_base(workdir: str, stored: Mapping[Path, np.ndarray]) -> None:
     """
     if any(partition_of(path) == "base" for path in stored):
         raise UserError(f"{workdir} trained its base, which no adapter holds; its adapters are of no use without it")
-
-
-def _form(spec: Spec, layers: int) -> tuple:
-    """What two descriptions of one adapter share, however they name its layers."""
-    return spec.sizes(layers), spec.dora, spec.init != "lora"
 
 
 def write_config(workdir: str, config: ConfigDict) -> None:
@@ -330,11 +334,12 @@ def check_same_run(workdir: str, config: ConfigDict) -> None:
       UserError: a field differs; it is named with both values.
     """
     before, now = flat(read_config(workdir)), flat(json.loads(config.to_json_best_effort()))
+    differing = [field for field in sorted(before.keys() | now.keys()) if before.get(field) != now.get(field)]
     may = MAY_CHANGE
-    if drops_out(config):
+    if "accumulate" in differing and drops_out(config, huggingface.read_shape(config.base).drops_out):
         may = tuple(field for field in may if field != "accumulate")  # each part draws masks of its own
-    for field in sorted(before.keys() | now.keys()):
-        if before.get(field) != now.get(field) and not field.startswith(may):
+    for field in differing:
+        if not field.startswith(may):
             raise UserError(
                 f"--workdir: {workdir} was started with config.{field} = {before.get(field)!r}, "
                 f"not {now.get(field)!r}; use a new workdir"

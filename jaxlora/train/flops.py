@@ -9,13 +9,18 @@ p those of an adapter:
 
 so a step costs 4 P + 6 p (4 p for an adapter that is active and frozen), and not the 6 P of full training; a head on a
 frozen model costs 2 P, for no gradient goes below it. Causal attention adds 3 * layers * 2 * length * heads * head_dim
-for a note of `length` tokens: two products forward, four backward, half of the square.
+for a note of `length` tokens: two products forward, four backward, half of the square. A BERT's attention looks both
+ways and is of the whole square. A virtual token is a position like any other; an adaptation prompt is two products of
+every head with its `length` vectors, forward, and as many backward to the query and to the vectors.
 
 Hardware adds what is computed a second time: the forward pass as far as `remat` does not save it (down_proj's product
-is no part of that, since nothing in the backward pass reads it), and the attention weights, which every kernel here
-makes again from the saved log-sums. `cost_analysis` of a compiled step cannot be used for either: it counts the body of
-the scan over layers once. Not counted: what is done once an update (DoRA's norms, the optimizer), elementwise
-operations, and logits that are made again where the loss is taken in chunks.
+is no part of that, since nothing in the backward pass reads it; what reads a BERT's last product is a norm), and the
+attention weights, which every kernel of LLaMA makes again from the saved log-sums. It adds the layers below an
+adaptation prompt, whose gate is zero there, and the products with zeros and ones that put virtual tokens at their
+places. `cost_analysis` of a compiled step cannot be used for either: it counts the body of the scan over layers once.
+Not counted: what is done once an update (DoRA's norms, AdaLoRA's penalty, the network of a P-tuning, the optimizer),
+elementwise operations (the vectors of (IA)^3 among them), logits that are made again where the loss is taken in chunks,
+and a BERT's pooler, one product a note.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,15 +29,19 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlora import partition
-from jaxlora.models.llama import LlamaConfig
-from jaxlora.models.lora_spec import MODULES, LoraSpec, module_name
+from jaxlora.models.bases import Shape
+from jaxlora.models.ia3 import Ia3Spec
+from jaxlora.models.lora_spec import BERT_MODULES, LoraSpec, module_name
+from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptFamily
+from jaxlora.models.techniques import Spec
 
+_AFTER = ("attention_output", "intermediate", "output")  # of a BERT's block, what comes after the attention
 # The products that the backward pass makes again, by remat level.
 _AGAIN = {
     "none": (),
-    "full": ("q_proj", "k_proj", "v_proj", "attention", "o_proj", "gate_proj", "up_proj"),
-    "offload": ("o_proj", "gate_proj", "up_proj"),
-    "save_qkv": ("o_proj", "gate_proj", "up_proj"),
+    "full": ("q_proj", "k_proj", "v_proj", "attention", "o_proj", "gate_proj", "up_proj", *BERT_MODULES),
+    "offload": ("o_proj", "gate_proj", "up_proj", *_AFTER),
+    "save_qkv": ("o_proj", "gate_proj", "up_proj", *_AFTER),
     "save_dots": (),
 }
 
@@ -57,15 +66,15 @@ class Cost(NamedTuple):
 
 
 def flops(
-    shape: LlamaConfig,
-    specs: Mapping[str, LoraSpec],
+    shape: Shape,
+    specs: Mapping[str, Spec],
     active: Sequence[str],
     trainable: Sequence[str],
     length: int,
     head_labels: int,
     remat: str,
 ) -> Flops:
-    """Returns the FLOPs per token of an update whose rows are one note each of `length` tokens.
+    """Returns the FLOPs per token of an update whose rows are one note each of `length` tokens, virtual ones apart.
 
     Args:
       specs: adapters by name. active: those in the forward pass. trainable: patterns of partitions.
@@ -73,7 +82,8 @@ def flops(
       remat: a level of `config.remat`.
     """
     model, hardware = costs(shape, specs, active, trainable, head_labels, remat)
-    of_row = length, pairs(np.asarray([length]), shape.window), 1
+    positions = length + sum(specs[name].virtual_tokens for name in active if isinstance(specs[name], PromptFamily))
+    of_row = positions, pairs(np.asarray([positions]), shape.window), 1
     return Flops(model.of(*of_row) / length, hardware.of(*of_row) / length)
 
 
@@ -86,8 +96,8 @@ def pairs(lengths: np.ndarray, window: int = 0) -> float:
 
 
 def costs(
-    shape: LlamaConfig,
-    specs: Mapping[str, LoraSpec],
+    shape: Shape,
+    specs: Mapping[str, Spec],
     active: Sequence[str],
     trainable: Sequence[str],
     head_labels: int,
@@ -101,14 +111,22 @@ def costs(
     trained = set().union(*(partition.matched(pattern, present) for pattern in trainable))
     base, below = "base" in trained, bool(trained - {"head"})
     again = _AGAIN[remat] if below else ()
+    low_rank = [name for name in active if isinstance(specs[name], LoraSpec)]
+    if remat in ("offload", "save_qkv"):
+        # The gradient of an (IA)^3 vector reads the product before it is scaled; what is saved is scaled.
+        learning = [specs[name] for name in active if f"adapter/{name}" in trained]
+        again += tuple(name for s in learning if isinstance(s, Ia3Spec) for name in s.scaled_outputs(shape.layers))
     model = hardware = 0.0
-    for name in MODULES:
+    for adapter in [name for name in active if isinstance(specs[name], PromptFamily)]:
+        own = _of_prompt(shape, specs[adapter], below, f"adapter/{adapter}" in trained, remat)
+        model, hardware = model + own[0], hardware + own[1]
+    for name in shape.modules:
         features_in, features_out = shape.features(name)
         kernel = shape.layers * features_in * features_out * (2 + 2 * below + 2 * base)
         repeated = 2 * shape.layers * features_in * features_out * (name in again)
         model += kernel
         hardware += kernel + repeated
-        for adapter in active:
+        for adapter in low_rank:
             spec, learns = specs[adapter], f"adapter/{adapter}" in trained
             ranks = [size.rank if size else 0 for size in _sizes(spec, name, shape.layers)]
             # A PiSSA adapter has what it started from beside it, frozen.
@@ -121,13 +139,29 @@ def costs(
                 hardware += 2 * width * (features_in + features_out) * (1 + (spec.init != "lora"))
             elif learns and remat not in ("none", "save_dots"):
                 hardware += 2 * width * features_in
-    pair = shape.layers * shape.heads * shape.head_dim
+    pair = shape.layers * shape.heads * shape.head_dim * (1 if shape.causal else 2)
+    # LLaMA's kernels keep no weights, and make them again in the backward pass; a BERT's are kept where all is.
+    weights = 2 * below * (shape.causal or remat != "none")
     of_head = shape.embed * head_labels * (2 + 2 * below + 2 * ("head" in trained))
     unembedding = 0 if head_labels else shape.embed * shape.vocab * (2 + 2 * below + 2 * base)
     return (
         Cost(model + unembedding, pair * (4 + 8 * below), of_head),
-        Cost(hardware + unembedding, pair * (4 + 10 * below + 4 * ("attention" in again)), of_head),
+        Cost(hardware + unembedding, pair * (4 + 8 * below + weights + 4 * ("attention" in again)), of_head),
     )
+
+
+def _of_prompt(shape: Shape, spec: PromptFamily, below: bool, learns: bool, remat: str) -> tuple[float, float]:
+    """What an adapter of the prompt family costs every position, the model and the hardware."""
+    if isinstance(spec, AdaptationPromptSpec):
+        size = 2 * spec.length * shape.heads * shape.head_dim
+        times = 2 + 2 * below + 2 * learns
+        # "save_dots" saves no product of a batch; of the scores alone it has no need but for the weights.
+        repeated = below * {"none": 0, "save_dots": 1}.get(remat, 2)
+        return spec.layers * size * times, shape.layers * size * (times + repeated)
+    if isinstance(spec, PrefixSpec):
+        size = spec.virtual_tokens * shape.layers * 2 * shape.kv_heads * shape.head_dim
+        return 0.0, size * (2 + 2 * learns + 2 * (below and "k_proj" in _AGAIN[remat]))
+    return 0.0, spec.virtual_tokens * shape.embed * (2 + 2 * learns)
 
 
 def _sizes(spec: LoraSpec, name: str, layers: int) -> list:

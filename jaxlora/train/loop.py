@@ -12,9 +12,9 @@ from jaxlora.train.mesh import put_batch
 from jaxlora.train.objective import Objective
 from jaxlora.train.profile import Profile
 from jaxlora.train.run import Keep, Run, Training
-from jaxlora.train.step import make_update
 from jaxlora.train.termination import Terminated, Termination
 from jaxlora.train.throughput import Throughput
+from jaxlora.train.update import make_update
 
 
 def fit(
@@ -24,7 +24,7 @@ def fit(
     allow_base_mismatch: bool = False,
     keep: Keep | None = None,
     profile: bool = False,
-) -> None:
+) -> bool:
     """Trains the partitions of `config.trainable`, saving a checkpoint at every validation; resumes where one is.
 
     The order of the data, the dropout and the learning rate depend on the number of the update alone, so a run that
@@ -37,6 +37,9 @@ def fit(
         batches with what the frozen parameters make of their notes computed once; None where that changes with the
         updates.
       profile: traces a few updates into `WORKDIR/profile`.
+
+    Returns:
+      Whether the run is complete: its last update made, saved, and validated where there is something to validate on.
 
     Raises:
       UserError: the loss or a gradient is not finite; the message says at which update. Or a checkpoint cannot be
@@ -92,6 +95,7 @@ def fit(
         print(line)
     if termination.noticed and (training.validate or run.saved != run.updates):
         say(_stopped(run.saved, run.updates))
+    return not run.running and not run.unscored
 
 
 def _stopped(saved: int | None, updates: int) -> str:

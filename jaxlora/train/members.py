@@ -125,7 +125,9 @@ class _Member(Run):
         self.failure: str | None = None
         config = training.config
         _, params, frozen = partition.split(training.model, config.trainable)
-        rate = schedule(config.learning_rate, len(training.batches), config.warmup, config.decay)
+        rate = schedule(
+            config.learning_rate, len(training.batches), config.warmup, config.decay, config.paper_accumulate
+        )
         optimizer = make_optimizer(rate, config.weight_decay, config.clip, config.b_rate)
         leaves, structure = jax.tree.flatten(jax.eval_shape(optimizer.init, params))
         form = structure, tuple(leaf.shape for leaf in leaves)

@@ -9,22 +9,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxlora import partition
-from jaxlora.models.llama import LlamaConfig
-from jaxlora.train.assemble import abstract
+from jaxlora.config import virtual_tokens
+from jaxlora.data.loader import row_length
+from jaxlora.models.adalora import AdaLoraSpec
+from jaxlora.models.bases import Shape
+from jaxlora.train.assemble import abstract, adapter_specs
 
 GIB = 2**30
 
 
 def state_bytes(
     config: ConfigDict,
-    shape: LlamaConfig,
+    shape: Shape,
     labels: int,
     mesh: Mesh,
     trainable: Sequence[str],
     members: int = 1,
 ) -> dict[str, int]:
     """Returns the bytes that each device holds between updates, and the gradients in them: by `base`, `adapters`,
-    `head`, `gradients` and `optimizer` (AdamW's two moments).
+    `head`, `gradients` and `optimizer` (AdamW's two moments, and as much again of an AdaLoRA, for its importance).
 
     Args:
       shape: that of `model_shape`. labels: of the head; 0 is none.
@@ -37,17 +40,19 @@ def state_bytes(
     model = nnx.merge(*abstract(config, shape, labels, mesh))
     kinds = {"base": 0, "adapters": 0, "head": 0, "gradients": 0, "optimizer": 0}
     trained = partition.trainable_partitions(model, trainable) if trainable else ()
+    specs = adapter_specs(config, shape.layers)
+    adaptive = [f"adapter/{name}" for name, spec in specs.items() if isinstance(spec, AdaLoraSpec)]
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         name = partition.partition_of(path)
         size = device_bytes(leaf) * (1 if name == "base" else members)
         kinds[name if name in ("base", "head") else "adapters"] += size
         if name in trained:
             kinds["gradients"] += size
-            kinds["optimizer"] += 2 * size
+            kinds["optimizer"] += (4 if name in adaptive else 2) * size
     return kinds
 
 
-def activation_bytes(config: ConfigDict, shape: LlamaConfig, mesh: Mesh, loss_chunk: int = 0, members: int = 1) -> int:
+def activation_bytes(config: ConfigDict, shape: Shape, mesh: Mesh, loss_chunk: int = 0, members: int = 1) -> int:
     """Returns a lower bound of the activations on each device, in bytes: what the backward pass finds saved of every
     layer, and the float32 logits of one chunk with their gradient.
 
@@ -57,7 +62,7 @@ def activation_bytes(config: ConfigDict, shape: LlamaConfig, mesh: Mesh, loss_ch
       members: runs that are trained together over one base.
     """
     rows = max(1, config.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * max(1, config.accumulate)))
-    length, tensor = config.data.length, mesh.shape["tensor"]
+    length, tensor = row_length(config.data.length, virtual_tokens(config)), mesh.shape["tensor"]
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     of_attention = 2 * q + 2 * kv
     of_layer = {

@@ -27,6 +27,12 @@ _KERNELS = {
     "gate_proj": ("embed", "mlp"),
     "up_proj": ("embed", "mlp"),
     "down_proj": ("mlp", "embed"),
+    "query": ("embed", "heads"),
+    "key": ("embed", "heads"),
+    "value": ("embed", "heads"),
+    "attention_output": ("heads", "embed"),
+    "intermediate": ("embed", "mlp"),
+    "output": ("mlp", "embed"),
 }
 
 
@@ -104,7 +110,7 @@ def _around(wanted: int, valid: Iterable[int]) -> str:
 def logical_axes(path: tuple[str, ...], ndim: int) -> tuple[str | None, ...]:
     """Returns the logical axes of the parameter at `path`."""
     if path[0] == "blocks":
-        if path[-1] == "scale":
+        if path[1] not in _KERNELS:  # a norm
             return "layers", None
         features_in, features_out = _KERNELS[path[1]]
         inner = {
@@ -114,10 +120,13 @@ def logical_axes(path: tuple[str, ...], ndim: int) -> tuple[str | None, ...]:
             "bias": (features_out,),
             "a": (features_in, "rank"),
             "b": ("rank", features_out),
+            "e": ("rank",),
             "magnitude": (features_out,),
+            "gain_in": (features_in,),
+            "gain_out": (features_out,),
         }
         return "layers", *inner[path[-1]]
-    if path[0] == "embedding":
+    if path in (("embedding",), ("embedding", "word")):
         return "vocab", "embed"
     if path[0] == "lm_head":
         return "embed", "vocab"

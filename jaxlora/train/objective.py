@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxlora.models.heads import next_token_nll, pool
-from jaxlora.models.llama import Llama
+from jaxlora.models.bases import Model
+from jaxlora.models.heads import next_token_nll
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Objective:
     class_weights: tuple[float, ...] = ()
     loss_chunk: int = 512
 
-    def loss(self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+    def loss(self, model: Model, batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
         """Returns the mean loss of a packed batch: over next tokens, over notes, over notes and labels, over tagged
         tokens, or over the ends of answers."""
         return mean(*self.summed(model, batch, key))
 
     def summed(
-        self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None = None
+        self, model: Model, batch: dict[str, jax.Array], key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns (the sum of the weighted losses, the sum of their weights), whose quotient is `loss`.
 
@@ -48,7 +48,8 @@ class Objective:
             return _tag_loss(self.position_logits(model, batch, key), batch["labels"])
         if self.kind == "span":
             logits = self.position_logits(model, batch, key)
-            return _end_loss(logits, batch["labels"], batch["segments"], batch["notes"] > 0)
+            words = jnp.where(batch["tokens"] < 0, 0, batch["segments"])  # an answer has no virtual token
+            return _end_loss(logits, batch["labels"], words, batch["notes"] > 0)
         logits = self.note_logits(model, batch, key)
         present = (batch["notes"] > 0).astype(jnp.float32)
         if self.kind == "multilabel":
@@ -59,28 +60,29 @@ class Objective:
             present = present * jnp.asarray(self.class_weights)[batch["labels"]]
         return (losses * present).sum(), present.sum()
 
-    def token_nll(self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None = None):
+    def token_nll(self, model: Model, batch: dict[str, jax.Array], key: jax.Array | None = None):
         """Returns (nll, weights) of every position's next token, `[batch, length]`."""
         hidden = self._hidden(model, batch, key)
         return next_token_nll(hidden, model.unembedding(), batch["tokens"], batch["segments"], self.loss_chunk)
 
-    def note_logits(self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+    def note_logits(self, model: Model, batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
         """Returns the head's logits of every note, `[batch, max_segments, labels]`; of `features`, where the batch has
         them, and not of tokens."""
         if "features" in batch:
-            return model.head.every(batch["features"])
-        return model.head(self._hidden(model, batch, key), batch["segments"], batch["notes"].shape[1])
+            return model.head.every(batch["features"], key)
+        hidden = self._hidden(model, batch, key)
+        return model.head.every(model.pooled(hidden, batch["segments"], batch["notes"].shape[1]), key)
 
-    def note_features(self, model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
+    def note_features(self, model: Model, batch: dict[str, jax.Array]) -> jax.Array:
         """Returns what the head sees of every note, `[batch, max_segments, embed]` in float32."""
         hidden = self._hidden(model, batch, None)
-        return pool(hidden, batch["segments"], batch["notes"].shape[1]).astype(jnp.float32)
+        return model.pooled(hidden, batch["segments"], batch["notes"].shape[1]).astype(jnp.float32)
 
-    def position_logits(self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+    def position_logits(self, model: Model, batch: dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
         """Returns the head's logits of every position, `[batch, length, labels]`."""
-        return model.head.every(self._hidden(model, batch, key))
+        return model.head.every(self._hidden(model, batch, key), key)
 
-    def _hidden(self, model: Llama, batch: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
+    def _hidden(self, model: Model, batch: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
         return model(batch["tokens"], batch["segments"], batch["positions"], self.active, key)
 
 

@@ -1,26 +1,40 @@
-"""AdamW with a linear warm-up, and then a linear decay to zero or none."""
+"""AdamW with a linear warm-up, and then a linear decay to zero or none; and the published schedule."""
+
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
 from jaxlora.errors import one_of
+from jaxlora.train.allocation import Budget, allocated, orthogonality
 
 Scalar = float | jax.Array
 
 
-def schedule(peak: float, updates: int, warmup: float, decay: str) -> optax.Schedule:
-    """Returns the learning rate by update: up to `peak` over the share `warmup` of the updates, then `linear`ly down to
-    zero, or `constant`.
+def schedule(peak: float, updates: int, warmup: float, decay: str, paper_accumulate: int = 1) -> optax.Schedule:
+    """Returns the learning rate by update, the first being 0.
 
-    The published code passed the share where a number of updates belonged, so it never warmed up, and counted the
-    decay in micro-batches, so it hardly decayed (paper section 1.7): `warmup` 0 and "constant" come close to it.
+    "linear" rises to the peak over the share `warmup` of the updates and falls to zero, "constant" stays at the peak.
+    "paper" is what the published code did (paper section 1.7): it gave the share as a number of updates, so that the
+    first has a rate of 0 and the second the peak, and it counted the decay in micro-batches, `paper_accumulate` of them
+    an update, so that the last has about peak * (1 - 1 / paper_accumulate).
 
     Raises:
-      UserError: `decay` is neither.
+      UserError: `decay` is none of these.
     """
+    one_of("config.decay", decay, ("linear", "constant", "paper"))
+    if decay == "paper":
+        batches = updates * paper_accumulate
+
+        def rate(update):
+            falling = (batches - update) / max(1.0, batches - warmup)
+            return peak * jnp.where(update < warmup, update, falling)
+
+        return rate
     rising = max(1, round(warmup * updates))
-    end = {"linear": 0.0, "constant": peak}[one_of("config.decay", decay, ("linear", "constant"))]
+    end = {"linear": 0.0, "constant": peak}[decay]
     return optax.join_schedules(
         [
             optax.linear_schedule(peak / rising, peak, rising - 1),
@@ -31,7 +45,7 @@ def schedule(peak: float, updates: int, warmup: float, decay: str) -> optax.Sche
 
 
 def make_optimizer(
-    rate: optax.Schedule, weight_decay: Scalar, clip: Scalar, b_rate: Scalar = 1.0
+    rate: optax.Schedule, weight_decay: Scalar, clip: Scalar, b_rate: Scalar = 1.0, budgets: Sequence[Budget] = ()
 ) -> optax.GradientTransformation:
     """Returns AdamW (b1 0.9, b2 0.999, epsilon 1e-8) with decoupled weight decay.
 
@@ -40,12 +54,16 @@ def make_optimizer(
       weight_decay, clip, b_rate: numbers, or scalars of a traced program.
       b_rate: the learning rate of every adapter's B (and DoRA magnitude) over the others' (LoRA+, Hayou et al. 2024,
         with PEFT's choice of parameters).
+      budgets: of the AdaLoRAs that are trained. Their importance goes by the clipped gradients, as in PyTorch.
     """
-    steps = [optax.clip_by_global_norm(clip)] if not isinstance(clip, int | float) or clip else []
-    steps.append(optax.adamw(rate, weight_decay=weight_decay))
+    adam = optax.adamw(rate, weight_decay=weight_decay)
     if not isinstance(b_rate, int | float) or b_rate != 1.0:
-        steps.append(optax.masked(optax.scale(b_rate), _is_b))
-    return optax.chain(*steps) if len(steps) > 1 else steps[0]
+        adam = optax.chain(adam, optax.masked(optax.scale(b_rate), _is_b))
+    for budget in budgets:
+        adam = allocated(adam, budget)
+    steps = [orthogonality(budget) for budget in budgets]
+    steps += [optax.clip_by_global_norm(clip)] if not isinstance(clip, int | float) or clip else []
+    return optax.chain(*steps, adam) if steps else adam
 
 
 def _is_b(params: nnx.State) -> nnx.State:

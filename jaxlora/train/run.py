@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxlora import partition
 from jaxlora.data.loader import Batches
 from jaxlora.errors import UserError
-from jaxlora.models.llama import Llama
+from jaxlora.models.bases import Model
 from jaxlora.train.checkpoint import UNSCORED, Checkpoints, check_belongs
 from jaxlora.train.damage import Damaged, say, writing
 from jaxlora.train.logs import RunLog
@@ -42,7 +42,7 @@ class Training:
 
     workdir: str
     config: ConfigDict
-    model: Llama
+    model: Model
     batches: Batches
     validate: Callable[[nnx.State, Callable[[], None]], tuple[float, dict[str, float]]] | None
     metadata: dict[str, Any]

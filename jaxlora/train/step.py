@@ -8,15 +8,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from jaxlora import partition
-from jaxlora.config import drops_out
 from jaxlora.models.layout import BATCH, constrain
-from jaxlora.models.llama import Llama
 from jaxlora.train.mesh import replicated, traced_on
 from jaxlora.train.objective import Objective, mean
-from jaxlora.train.optimizer import make_optimizer, schedule
 
 
 class TrainState(NamedTuple):
@@ -24,37 +19,6 @@ class TrainState(NamedTuple):
 
     params: nnx.State
     optimizer: optax.OptState
-
-
-class Update(NamedTuple):
-    """What a run does and what it does it to: the step of `make_train_step`, the state and the frozen parameters of a
-    fresh run, and the schedule of the learning rate."""
-
-    step: Callable
-    state: TrainState
-    frozen: nnx.State
-    rate: optax.Schedule
-
-
-def make_update(config: ConfigDict, model: Llama, objective: Objective, updates: int, mesh: Mesh) -> Update:
-    """Returns the update that a config asks for.
-
-    Args:
-      model: on its devices; or of shapes with shardings, and then the state is too.
-      updates: of the whole run, for the schedule.
-
-    Raises:
-      UserError: what `partition.split` and `schedule` raise.
-    """
-    definition, params, frozen = partition.split(model, config.trainable)
-    rate = schedule(config.learning_rate, updates, config.warmup, config.decay)
-    optimizer = make_optimizer(rate, config.weight_decay, config.clip, config.b_rate)
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
-        state = TrainState(params, abstract_optimizer(params, optimizer, mesh))
-    else:
-        state = init_state(params, optimizer, mesh)
-    step = make_train_step(definition, optimizer, objective, drops_out(config), state, mesh, config.accumulate)
-    return Update(step, state, frozen, rate)
 
 
 def init_state(params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -69,16 +33,20 @@ def init_state(params: nnx.State, optimizer: optax.GradientTransformation, mesh:
 def abstract_optimizer(params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh) -> optax.OptState:
     """Returns the shapes, dtypes and shardings of the optimizer's state over `params`, which may be abstract too."""
 
-    def placed(leaf, sharding):
+    of_params = {_keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def placed(path, leaf):
+        # What the optimizer keeps of a parameter has the parameter's path at the end of its own.
+        ends = (_keys(path[i:]) for i in range(len(path)))
+        param = next((of_params[end] for end in ends if end in of_params), None)
+        sharding = replicated(mesh) if param is None else param.sharding
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return optax.tree_map_params(
-        optimizer,
-        lambda leaf, param: placed(leaf, param.sharding),
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda leaf: placed(leaf, replicated(mesh)),
-    )
+    return jax.tree_util.tree_map_with_path(placed, jax.eval_shape(optimizer.init, params))
+
+
+def _keys(path: tuple) -> str:
+    return jax.tree_util.keystr(path)
 
 
 def make_train_step(
@@ -93,10 +61,10 @@ def make_train_step(
     """Returns `step(state, frozen, batch, key) -> (state, metrics)`.
 
     `frozen` is an argument and never a closure, which would bake the base into the program as constants; it is not
-    returned either. Metrics are float32 scalars: loss and gradient_norm.
+    returned either. Metrics are float32 scalars: loss and gradient_norm, of the task alone.
 
     Args:
-      dropout: whether the adapters' dropout is applied, with `key`.
+      dropout: whether the dropout of adapters and base is applied, with `key`.
       state: the state of `init_state`; the step keeps its shardings.
       accumulate: parts in which the rows of a batch go through the model, one after the other. Losses and weights are
         summed apart over the parts, so the update is that of the whole batch.

@@ -6,8 +6,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxlora.config import virtual_tokens
 from jaxlora.data.examples import ANNOTATED
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.bases import Shape
 from jaxlora.train.assemble import adapter_specs
 from jaxlora.train.flops import costs, pairs
 from jaxlora.train.peak import peak_of
@@ -27,10 +28,11 @@ class Throughput:
       mesh: its devices.
     """
 
-    def __init__(self, config: ConfigDict, shape: LlamaConfig, kind: str, labels: int, mesh: Mesh):
-        specs = adapter_specs(config, shape.layers)
+    def __init__(self, config: ConfigDict, shape: Shape, kind: str, labels: int, mesh: Mesh):
+        specs = adapter_specs(config, shape.layers, shape.modules)
         self._costs = costs(shape, specs, config.active, config.trainable, labels, config.remat)
         self._window, self._every_token = shape.window, kind in ANNOTATED
+        self._virtual = virtual_tokens(config)
         # Before the first update, whose activations leave no room on a device that a run just fits.
         self.peak = peak_of(mesh.devices.flatten().tolist(), config.dtype)
         self.notes = self.real = self.padded = 0
@@ -55,7 +57,7 @@ class Throughput:
         """Counts one update.
 
         Args:
-          lengths: tokens of each of its notes.
+          lengths: tokens of each of its notes, virtual ones apart, which cost as much and count as padding.
           positions: of its rows; 0 where no token goes through the model, but kept features of the notes do.
         """
         if self._since is None:
@@ -64,7 +66,9 @@ class Throughput:
         if not positions:
             return
         real = int(lengths.sum())
-        work = real, pairs(lengths, self._window), real if self._every_token else len(lengths)
+        positions_of_notes = lengths + self._virtual
+        places = real if self._every_token else len(lengths)
+        work = int(positions_of_notes.sum()), pairs(positions_of_notes, self._window), places
         self.real += real
         self.padded += positions
         self.model += self._costs[0].of(*work)

@@ -149,3 +149,18 @@ def test_public_visit_notes(shared_data):
         test=table(str(folder / "MTS_Dataset_ValidationSet.csv"), **fields, split="test"),
     )
     assert len(task.labels) == 20 and sum(e.split == "test" for e in examples) == 100
+
+
+def test_groups_are_columns(tmp_path):
+    rows = [(*row, ("F", " M ", "")[i % 3]) for i, row in enumerate(GOOD)]
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "gender"))
+    _, examples = read("multiclass", notes=notes(path, groups={"sex": "gender"}))
+    assert [e.groups for e in examples] == [{"sex": "F"}, {"sex": "M"}, {}] * 4
+
+
+def test_a_column_of_many_values_is_none_of_groups(tmp_path):
+    rows = [(f"n{i}", f"p{i}", "x", "ab"[i % 2], "train", f"{SECRET}{i}") for i in range(30)]
+    path = write(tmp_path / "t.csv", rows, (*COLUMNS, "who"))
+    with pytest.raises(UserError, match="column 'who', row 21: more than 20 categories of 'sex'; give") as caught:
+        read("binary", notes=notes(path, groups={"sex": "who"}))
+    assert SECRET not in str(caught.value)

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from jaxlora.data.loader import Batches, max_segments, pack
+from jaxlora.data.loader import Batches, max_segments, pack, row_length
 
 LENGTHS = np.random.default_rng(0).integers(1, 65, 50)
 
@@ -222,3 +222,44 @@ def test_the_pieces_of_a_row_are_told_in_their_order(numbered_notes):
     for number in range(len(batches.rows)):
         row, pieces = batches.rows[number], batches.rows.pieces(number)
         assert (row["notes"][row["notes"] > 0] - 1).tolist() == pieces.tolist()
+
+
+def test_a_row_has_room_for_the_virtual_tokens_of_its_notes():
+    assert [row_length(*sizes) for sizes in ((100, 0), (100, 7), (128, 0), (128, 1), (512, 20), (128, 128))] == [
+        100, 107, 128, 256, 640, 256,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_every_note_is_behind_its_virtual_tokens(numbered_notes, seed):
+    batches = Batches(numbered_notes(LENGTHS), 64, 4, seed=seed, virtual=3)
+    found = rows(batches)
+    assert sorted(notes_of(found)) == list(range(50))
+    for row in found:
+        assert row["tokens"].shape == (67,) and len(row["notes"]) == max_segments(67)
+        for segment, note in enumerate(row["notes"][row["notes"] > 0] - 1, 1):
+            where = row["segments"] == segment
+            expected = [-1, -2, -3, *(100 * note + np.arange(LENGTHS[note]))]
+            np.testing.assert_array_equal(row["tokens"][where], expected)
+            np.testing.assert_array_equal(row["positions"][where], np.arange(3 + LENGTHS[note]))
+    counted = [batches.lengths(number) for number in range(len(batches))]
+    assert set(np.concatenate(counted)) <= set(LENGTHS)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "span"])
+def test_labels_stay_with_their_tokens_behind_virtual_ones(numbered_notes, kind):
+    lengths = LENGTHS[:12]
+    of_tokens = np.arange(lengths.sum())
+    ends = np.stack([np.zeros_like(lengths), lengths - 1], axis=1)
+    notes = dataclasses.replace(numbered_notes(lengths, of_tokens if kind == "tokens" else ends), kind=kind)
+    for row in rows(Batches(notes, 64, 4, 2, seed=None, virtual=3)):
+        if kind == "tokens":
+            assert (row["labels"][row["tokens"] < 0] == -1).all()
+            there = row["labels"] >= 0
+            np.testing.assert_array_equal(notes.tokens[row["labels"][there]], row["tokens"][there])
+            assert there.sum() == ((row["segments"] > 0) & (row["tokens"] >= 0)).sum()
+        else:
+            for (first, last), note in zip(row["labels"], row["notes"], strict=True):
+                if note:
+                    found = row["tokens"][[first, last]]
+                    assert found.tolist() == [100 * (note - 1), 100 * (note - 1) + lengths[note - 1] - 1]

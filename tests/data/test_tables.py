@@ -196,3 +196,10 @@ def test_what_pandas_leaves_where_there_is_nothing_is_empty(tmp_path):
     pq.write_table(pa.table({"id": [float("nan"), 1.0], "text": ["a", None]}), tmp_path / "t.parquet")
     assert [row["id"] for _, row in read(tmp_path / "t.jsonl", "id", "text")] == [None, "2"]
     assert [row["id"] for _, row in read(tmp_path / "t.parquet", "id", "text")] == [None, "1.0"]
+
+
+def test_the_columns_of_a_table(tmp_path):
+    (tmp_path / "t.csv").write_text('"A", b\n1,2\n')
+    assert tables.columns(tmp_path / "t.csv") == ["A", "b"]
+    with pytest.raises(UserError, match="no such file"):
+        tables.columns(tmp_path / "other.csv")

@@ -189,7 +189,9 @@ def test_fingerprint_is_of_the_file(tokenizer, small_base, tmp_path):
 
 
 def test_missing_tokenizer_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=f"^config.base: {tmp_path} has no tokenizer.json and no tokenizer.model$"):
+    with pytest.raises(
+        UserError, match=f"^config.base: {tmp_path} has no tokenizer.json, no tokenizer.model and no vocab.txt$"
+    ):
         Tokenizer(tmp_path)
 
 
@@ -273,3 +275,71 @@ def test_trained_tokenizer_is_of_llamas_kind(tokenizer, pieces):
     words = [pieces.id_to_piece(i) for i in range(259, 400)]
     assert not any(any(c.isdigit() for c in word.strip("▁")) and len(word.strip("▁")) > 1 for word in words)
     assert pieces.decode(pieces.encode("β 2  x")) == "β 2  x"  # unknown characters as bytes, spaces kept
+
+
+CLINICAL = ["", "The OLD boat, 120/80!", "was [SEP] ###", "Élan µg 38.5°C\n\tpond", "zzz кашель 😷", "rain " * 99]
+
+
+@pytest.mark.parametrize("lower", [True, False, None])
+def test_ids_of_a_bert_are_those_of_transformers(small_bert, tmp_path, lower):
+    """None is a directory that does not say; a special token that a note spells is left to the next test."""
+    from transformers import BertTokenizer
+
+    shutil.copytree(small_bert, tmp_path, dirs_exist_ok=True)
+    if lower is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lower}))
+    tokenizer, theirs = Tokenizer(tmp_path), BertTokenizer.from_pretrained(tmp_path)
+    assert (tokenizer.bos, tokenizer.last, tokenizer.longest) == (theirs.cls_token_id, theirs.sep_token_id, 64)
+    texts = [text for text in CLINICAL if "[SEP]" not in text]
+    assert tokenizer.encode(texts) == theirs(texts)["input_ids"]
+    rows = [{"id": str(i), "patient": "", "text": text} for i, text in enumerate(texts)]
+    for length in (3, 16, 500):
+        notes = tokenize(rows, tokenizer, length, "truncate", lambda _: None)
+        pieces = [piece.tolist() for piece in np.split(notes.tokens, notes.offsets[1:-1])]
+        assert pieces == theirs(texts, truncation=True, max_length=min(length, 64))["input_ids"]
+
+
+def test_case_is_part_of_a_berts_fingerprint(small_bert, tmp_path):
+    shutil.copytree(small_bert, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert Tokenizer(tmp_path).fingerprint != Tokenizer(small_bert).fingerprint
+
+
+def test_a_tokenizer_json_of_a_bert_gives_the_same(small_bert, tmp_path):
+    tokenizer = Tokenizer(small_bert)
+    tokenizer._tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").unlink(missing_ok=True)
+    shutil.copyfile(small_bert / "config.json", tmp_path / "config.json")
+    other = Tokenizer(tmp_path)
+    assert other.encode(CLINICAL) == tokenizer.encode(CLINICAL) and other.longest == 64
+
+
+def test_special_tokens_that_a_note_spells_are_words_of_it(small_bert):
+    (row,) = Tokenizer(small_bert).encode(["was [SEP] and"])
+    words = (small_bert / "vocab.txt").read_text().split("\n")
+    assert [words[i] for i in row][:3] == ["[CLS]", "was", "["] and row.count(words.index("[SEP]")) == 1
+
+
+@pytest.mark.parametrize("long_notes", ["truncate", "chunk"])
+def test_every_piece_of_a_bert_begins_and_ends_as_it_should(small_bert, long_notes):
+    tokenizer = Tokenizer(small_bert)
+    text = "the old boat was at the pond by the mill " * 6
+    starts = [i for i in range(len(text)) if text.startswith("pond", i)]
+    example = {"id": "1", "patient": "1", "text": text, "label": np.asarray([[i, i + 4, 0] for i in starts])}
+    notes = tokenize([example], tokenizer, 16, long_notes, lambda _: None, "tokens")
+    words = []
+    for start, end in zip(notes.offsets, notes.offsets[1:], strict=False):
+        assert end - start <= 16 and notes.tokens[start] == tokenizer.bos and notes.tokens[end - 1] == tokenizer.last
+        assert notes.labels[start] == notes.labels[end - 1] == -1 and (notes.labels[start + 1 : end - 1] >= 0).all()
+        words += [text[a:b] for a, b in notes.spans[start + 1 : end - 1]]
+    begun = np.flatnonzero(notes.labels == 1)
+    assert [text[a:b] for a, b in notes.spans[begun]] == ["pond"] * len(begun) and len(begun)
+    assert words == text.split()[: len(words)] and (long_notes == "truncate") == (len(words) == 14)
+
+
+def test_a_vocabulary_without_its_marks_is_an_error(small_bert, tmp_path):
+    shutil.copytree(small_bert, tmp_path, dirs_exist_ok=True)
+    kept = [word for word in (small_bert / "vocab.txt").read_text().split("\n") if word != "[SEP]"]
+    (tmp_path / "vocab.txt").write_text("\n".join(kept))
+    with pytest.raises(UserError, match="vocab.txt is not a readable tokenizer"):
+        Tokenizer(tmp_path)

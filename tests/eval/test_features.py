@@ -89,7 +89,7 @@ class Runs:
 def runs(small, tmp_path_factory):
     runs = Runs(small, tmp_path_factory.mktemp("features"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "can_keep", lambda config, kind: False)
+        patch.setattr(pipeline, "can_keep", lambda *_: False)
         assert runs.train("clinical") == 0 and runs.train("ordinary") == 0
     assert runs.train("kept") == 0
     return runs

@@ -80,7 +80,7 @@ def test_a_class_that_is_absent_is_left_out(classes):
         pairs += [sk.roc_auc_score(labels[pair] == c, scores[pair, c]) for c in (a, b)]
     assert found["auroc"] == pytest.approx(np.mean(each), abs=1e-12)
     assert found["auroc_ovo"] == pytest.approx(np.mean(pairs), abs=1e-12)
-    assert found["labels_scored"] == 3
+    assert (found["labels_scored"], found["labels_skipped"]) == (3, 1)
 
 
 def test_one_class_alone_cannot_be_ranked():
@@ -107,6 +107,54 @@ def test_multilabel_ranks_each_label_by_its_own_logit(several):
     assert found["auroc"] == pytest.approx(sk.roc_auc_score(truth[:, :3], shifted[:, :3].astype(np.float32)), abs=1e-6)
 
 
+def test_micro_is_over_all_pairs(several, classes):
+    truth, logits = several
+    found = metrics.evaluate(predictions("multilabel", truth, logits, 5))
+    assert found["auroc_micro"] == pytest.approx(sk.roc_auc_score(truth, logits, average="micro"), abs=1e-12)
+    assert found["auprc_micro"] == pytest.approx(sk.average_precision_score(truth, logits, average="micro"), abs=1e-12)
+    assert found["labels_skipped"] == 2
+    labels, logits = classes
+    found, scores = metrics.evaluate(predictions("multiclass", labels, logits, 4)), metrics.softmax(logits)
+    expected = sk.roc_auc_score(labels, scores, multi_class="ovr", average="micro")
+    assert found["auroc_micro"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_vs_one_average_precision(classes):
+    labels, logits = classes
+    scores, pairs = metrics.softmax(logits), []
+    for a in range(4):
+        for b in set(range(4)) - {a}:
+            pair = (labels == a) | (labels == b)
+            pairs.append(sk.average_precision_score(labels[pair] == a, scores[pair, a]))
+    found = metrics.evaluate(predictions("multiclass", labels, logits, 4))
+    assert found["auprc_ovo"] == pytest.approx(np.mean(pairs), abs=1e-12)
+
+
+def test_as_published_several_labels_are_ranked_by_a_softmax_over_them(several):
+    truth, logits = several
+    found = metrics.evaluate(predictions("multilabel", truth, logits, 5))
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for name, of in (("auroc", sk.roc_auc_score), ("auprc", sk.average_precision_score)):
+        assert found[f"{name}_paper"] == pytest.approx(of(truth[:, :3], scores[:, :3], average="macro"), abs=1e-12)
+        assert found[f"{name}_paper"] != found[name]
+
+
+def test_strata_by_the_labels_frequency_in_training(several):
+    truth, logits = several
+    found = metrics.evaluate(predictions("multilabel", truth, logits, 5), train_positives=[9, 10, 99, 1000, 0])
+    assert found["auroc_lt10"] == pytest.approx(sk.roc_auc_score(truth[:, 0], logits[:, 0]), abs=1e-12)
+    expected = np.mean([sk.average_precision_score(truth[:, c], logits[:, c]) for c in (1, 2)])
+    assert found["auprc_10_99"] == pytest.approx(expected, abs=1e-12)
+    assert [found[f"labels_{name}"] for name in metrics.STRATA] == [1, 2, 0, 0]
+    assert np.isnan(found["auroc_100_999"]) and np.isnan(found["auprc_ge1000"])
+
+
+def test_batch_mean_perplexity():
+    nll, tokens = np.array([10.0, 1.0, 6.0]), np.array([2.0, 8.0, 3.0])
+    assert metrics.batch_mean_perplexity(nll, tokens, 2) == pytest.approx(np.exp((11 / 10 + 6 / 3) / 2))
+    assert metrics.batch_mean_perplexity(nll, tokens, 3) == pytest.approx(metrics.perplexity(nll, tokens))
+
+
 def test_perplexity_weighs_every_token_the_same():
     nll, tokens = np.array([10.0, 1.0]), np.array([2.0, 8.0])
     assert metrics.perplexity(nll, tokens) == pytest.approx(np.exp(11 / 10))
@@ -118,3 +166,4 @@ def test_a_language_model():
     p = Predictions("lm", (), ids, ids, NONE, NONE, nll, base_nll, tokens)
     expected = {"perplexity": np.exp(1.1), "base_perplexity": np.exp(1.4), "tokens": 10, "n": 2}
     assert metrics.evaluate(p) == pytest.approx(expected)
+    assert metrics.evaluate(p, batch_size=1)["perplexity_paper"] == pytest.approx(np.exp((5 + 1 / 8) / 2))

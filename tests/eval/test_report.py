@@ -55,7 +55,7 @@ def folder(tmp_path):
 def test_the_shape_of_the_report(folder):
     report(folder)
     found = json.loads((folder / "report.json").read_text())
-    assert set(found) == {"perplexity", "tasks"}
+    assert set(found) == {"perplexity", "tasks", "tasks_in_detail"}
     assert found["perplexity"] == pytest.approx({"base": np.exp(3), "clinical": np.exp(2)})
     tasks = {task: list(rows) for task, rows in found["tasks"].items()}
     assert tasks == {

@@ -74,6 +74,20 @@ def test_an_entity_counts_where_type_and_both_ends_are_exact():
     assert (values["accuracy"], values["entities"], values["n"]) == (0.5, 4, 2)
 
 
+def test_leniently_an_entity_counts_where_it_overlaps_one_of_its_type():
+    truth = [(0, 0, 5, 0), (0, 7, 9, 1), (1, 0, 9, 0), (1, 20, 22, 1)]
+    # One too long; one of another type; two in one annotated; one that only touches.
+    found = [(0, 2, 6, 0), (0, 7, 9, 0), (1, 0, 3, 0), (1, 4, 9, 0), (1, 22, 25, 1)]
+    values = metrics.evaluate(marked(found, truth))
+    precision, recall = 3 / 5, 2 / 4
+    assert values["f1_lenient"] == pytest.approx(2 * precision * recall / (precision + recall)) and values["f1"] == 0
+    assert metrics.evaluate(marked(truth, truth))["f1_lenient"] == 1
+    assert (
+        metrics.evaluate(marked([], truth))["f1_lenient"] == metrics.evaluate(marked(found[:1], []))["f1_lenient"] == 0
+    )
+    assert np.isnan(metrics.evaluate(marked([], []))["f1_lenient"])
+
+
 def test_where_nothing_is_marked():
     values = metrics.evaluate(marked([], [(0, 0, 5, 0)]))
     assert (values["f1"], values["precision"], values["recall"], values["f1_a"]) == (0, 0, 0, 0)

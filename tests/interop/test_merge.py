@@ -1,7 +1,9 @@
 """Adapters merged into their base: the model's own numbers, and a directory in which nothing else has changed."""
 
+import functools
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlora.interop import tensors
 from jaxlora.interop.llama_config import read_config, read_json
-from jaxlora.interop.merge import TOKENIZER_FILES, merged, write_merged
+from jaxlora.interop.merge import TOKENIZER_FILES, merged, merged_bias, write_merged
+from jaxlora.interop.peft import from_parameters
+from jaxlora.models.adalora import AdaLoraSpec
+from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.lora_spec import MODULES, LoraSpec, module_name
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -42,6 +47,47 @@ def test_merged_weights_compute_what_the_adapters_do(mixture, random_llama, rand
             kernel[layer] = merged(kernel[layer].T, here, module).T
         linear.kernel[...] = kernel
     np.testing.assert_allclose(adapted_logits(model, {}), wanted, atol=1e-4, rtol=0)
+    assert np.abs(plain - wanted).max() > 0.1
+
+
+def test_merged_vectors_and_triplets_compute_what_the_model_with_them_does(random_llama):
+    """(IA)^3s on layers with biases, and a DoRA and an AdaLoRA on some of these layers."""
+    specs = {
+        "one": Ia3Spec(),
+        "two": Ia3Spec(("v_proj", "up_proj"), ("up_proj",)),
+        "dora": OTHER_DORA,
+        "ada": AdaLoraSpec(4, 8.0, targets=("v_proj", "down_proj"), target_rank=2),
+    }
+    model = random_llama(specs, layers=2, biases=("q_proj", "k_proj", "v_proj"))
+    model.blocks.v_proj.adapters["ada"].e[1, :3] = 0.0
+    model.blocks.down_proj.adapters["ada"].e[0] = 0.0
+    values = {path: np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    adapters = {name: from_parameters(values, name, spec, {}) for name, spec in specs.items()}
+    ranks = {module: size.rank for module, size in adapters["ada"].spec.sizes(2).items()}
+    assert ranks == {module_name("v_proj", 0): 4, module_name("v_proj", 1): 1} | {
+        module_name("down_proj", 0): 1,  # PEFT has none of rank 0
+        module_name("down_proj", 1): 4,
+    }
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab, (2, 12))
+    row = tokens, np.ones_like(tokens), np.tile(np.arange(12), (2, 1))
+
+    definition = nnx.graphdef(model)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def logits(state, active):
+        model = nnx.merge(definition, state)
+        return model.logits(model(*row, active))
+
+    wanted, plain = logits(nnx.state(model), tuple(specs)), logits(nnx.state(model), ())
+    for name in MODULES:
+        linear = getattr(model.blocks, name)
+        for layer in range(2):
+            module = module_name(name, layer)
+            here = [adapter for adapter in adapters.values() if module in adapter.weights]
+            linear.kernel[layer] = merged(np.asarray(linear.kernel[layer]).T, here, module).T
+            if hasattr(linear, "bias"):
+                linear.bias[layer] = merged_bias(np.asarray(linear.bias[layer]), here, module)
+    np.testing.assert_allclose(logits(nnx.state(model), ()), wanted, atol=1e-4, rtol=0)
     assert np.abs(plain - wanted).max() > 0.1
 
 

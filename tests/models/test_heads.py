@@ -72,3 +72,14 @@ def test_head_over_every_position_is_the_same_layer():
     assert every.shape == (3, 12, 3) and every.dtype == jnp.float32
     np.testing.assert_allclose(every, HIDDEN @ np.asarray(head.kernel[...]), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(every[0, 4], head(HIDDEN, SEGMENTS, 3)[0, 0])
+
+
+def test_no_prediction_from_or_of_a_virtual_token_counts():
+    tokens = TOKENS.copy()
+    tokens[:, :2] = -1, -2
+    hidden, unembedding = jnp.asarray(HIDDEN), jnp.asarray(UNEMBEDDING)
+    nll, weights = next_token_nll(hidden, unembedding, jnp.asarray(tokens), SEGMENTS, 4)
+    whole, counted = next_token_nll(hidden, unembedding, TOKENS, SEGMENTS, 4)
+    assert not np.any(weights[:, :2]) and not np.any(nll[:, :2])
+    np.testing.assert_array_equal(weights[:, 2:], counted[:, 2:])
+    np.testing.assert_array_equal(nll[:, 2:], whole[:, 2:])

@@ -6,11 +6,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxlora.config import adapter, default
+from jaxlora.config import adaptation_prompt, adapter, default, prefix
 from jaxlora.errors import UserError
 from jaxlora.plan import program
 from jaxlora.plan.program import Aim, aim_of, compiled, device_bytes, lower
-from jaxlora.train import step as train_step
+from jaxlora.train import update as train_update
 from jaxlora.train.mesh import make_mesh
 from jaxlora.train.optimizer import schedule
 
@@ -48,7 +48,7 @@ def _without_constants(text):
 @pytest.mark.parametrize("step", ["clinical", "lora"])
 def test_the_program_is_that_of_train(small, tmp_path, monkeypatch, step):
     """Its numbers (the class weights) may differ, and nothing else."""
-    make = train_step.make_train_step
+    make = train_update.make_train_step
 
     def caught(*arguments):
         update = make(*arguments)
@@ -64,8 +64,8 @@ def test_the_program_is_that_of_train(small, tmp_path, monkeypatch, step):
 
     flags = [*small.flags(step), "--config.accumulate=2", "--config.clip=1.0"]
     with monkeypatch.context() as patch, pytest.raises(_Traced) as found:
-        patch.setattr(train_step, "make_train_step", caught)
-        patch.setattr(train_step, "schedule", scheduled)
+        patch.setattr(train_update, "make_train_step", caught)
+        patch.setattr(train_update, "schedule", scheduled)
         small.run("train", *flags, f"--workdir={tmp_path}")
 
     spec = importlib.util.spec_from_file_location("table", Path(__file__).parents[2] / "configs" / "table.py")
@@ -94,6 +94,14 @@ def test_memory_is_told_by_kind(config):
     assert planned.temporaries > 0 and planned.total > sum(kinds.values()) and planned.seconds > 0
     # What is returned lies where it came in, but for the two metrics: no copy of the base among it.
     assert planned.outputs - planned.aliased < 256
+
+
+def test_virtual_tokens_are_positions_of_the_rows(config):
+    config.adapters.clinical = prefix(3)
+    assert lower(config, aim_of(config), make_mesh(1, 1))[1]["batch"] == 4 * 2 * (3 * 35 + 2)
+    config.adapters.clinical = adaptation_prompt(3, 1)
+    config.trainable = ("clinical",)
+    assert lower(config, aim_of(config), make_mesh(1, 1))[1]["batch"] == 4 * 2 * (3 * 32 + 2)
 
 
 def test_what_is_assumed_is_said(config):

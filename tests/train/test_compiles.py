@@ -3,7 +3,7 @@
 import pytest
 
 from jaxlora import pipeline, restore
-from jaxlora.train import step as train_step
+from jaxlora.train import update as train_update
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -22,7 +22,7 @@ def compiled(monkeypatch):
 
         monkeypatch.setattr(module, name, make)
 
-    recorded(train_step, "make_train_step", "update")
+    recorded(train_update, "make_train_step", "update")
     recorded(pipeline, "make_predict_step", "predictions")
     recorded(restore, "make_predict_step", "predictions")
     return lambda: {kind: [step._cache_size() for step in steps] for kind, steps in made.items()}

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
-from jaxlora.config import adapter, default
+from jaxlora.config import adalora, adapter, default
 from jaxlora.models.llama import REMAT, LlamaConfig
 from jaxlora.train.assemble import abstract, model_shape
 from jaxlora.train.memory import activation_bytes, in_gib, state_bytes
@@ -44,6 +45,25 @@ def test_bytes_of_one_device_are_those_of_the_arrays(random_llama, config):
         "optimizer": 2 * trained,
     }
     assert of_device(config, 1, trainable=())["gradients"] == 0
+
+
+def test_adalora_keeps_its_importance_beside_its_moments(config):
+    config.adapters.clinical = adalora(4, 2, 8)
+    config.active = config.trainable = ("clinical",)
+    own = 4 * 2 * (4 * (32 + 32) + 4 + 4 * (32 + 16) + 4)  # P, e and Q of q and v in two layers
+    kinds = of_device(config, 1, trainable=("clinical",))
+    assert kinds["adapters"] == kinds["gradients"] == own and kinds["optimizer"] == 4 * own
+
+
+def test_a_base_that_is_trained_is_kept_in_float32_whatever_it_is_computed_in(config):
+    config.adapters, config.active, config.trainable = ConfigDict(), (), ("base", "head")
+    whole = of_device(config, 1, trainable=config.trainable)
+    config.dtype = "bfloat16"
+    assert of_device(config, 1, trainable=config.trainable) == whole
+    assert whole["gradients"] == whole["base"] + whole["head"] and whole["optimizer"] == 2 * whole["gradients"]
+    config.trainable = ("head",)
+    norms = 4 * (2 * 2 + 1) * 32
+    assert of_device(config, 1, trainable=config.trainable)["base"] == (whole["base"] - norms) / 2 + norms
 
 
 def test_what_is_cut_shrinks_and_what_is_whole_stays(config):

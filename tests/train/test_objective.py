@@ -38,6 +38,9 @@ class Known:
     def __call__(self, *_):
         return self.hidden
 
+    def pooled(self, *_):
+        return self.hidden
+
 
 def loss(kind, logits, labels, **settings):
     batch = {**ROWS, "notes": NOTES, "labels": labels}

@@ -34,6 +34,19 @@ def test_rate_is_positive_and_peaks_however_short_the_run(updates, warmup):
     assert min(rates) > 0.0 and max(rates) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2, 4, 10])
+def test_paper_schedule_is_that_of_the_published_code(accumulate):
+    """transformers' get_linear_schedule_with_warmup, given 0.06 updates of warm-up and as many updates as there are
+    micro-batches: nothing at first, then the peak, and a decay that is cut off."""
+    rate = schedule(3e-4, updates=50, warmup=0.06, decay="paper", paper_accumulate=accumulate)
+    total, rates = 50 * accumulate, [float(rate(i)) for i in range(50)]
+    assert rates[0] == 0.0 and rates[1] == pytest.approx(3e-4 * (total - 1) / (total - 0.06), rel=1e-6)
+    wanted = [3e-4 * (total - i) / (total - 0.06) for i in range(1, 50)]
+    np.testing.assert_allclose(rates[1:], wanted, rtol=1e-5)
+    assert rates[-1] == pytest.approx(3e-4 * (1 - 1 / accumulate), abs=3e-4 / total * 1.1)
+    assert float(schedule(3e-4, 50, 0.0, "paper", accumulate)(0)) == pytest.approx(3e-4)  # the runs of May 2023
+
+
 def test_unknown_decay_is_an_error():
     with pytest.raises(UserError, match="config.decay: no 'lineal'; did you mean 'linear'"):
         schedule(1.0, 10, 0.1, "lineal")

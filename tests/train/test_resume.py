@@ -16,7 +16,7 @@ from flax import nnx
 from jaxlora import pipeline
 from jaxlora.eval.features import Features
 from jaxlora.train import loop
-from jaxlora.train import step as train_step
+from jaxlora.train import update as train_update
 from jaxlora.train.checkpoint import UNSCORED, Checkpoints
 from jaxlora.train.logs import RunLog
 
@@ -87,10 +87,10 @@ def test_sigterm_saves_and_ends_well_and_the_run_goes_on_in_the_same_bits(traine
 @pytest.mark.parametrize("made", ["make_train_step", "make_predict_step"])
 def test_a_validation_that_sigterm_left_out_is_made_up_for(trained, stored, tmp_path, monkeypatch, made):
     """The signal comes at an update that is to be validated, or in the middle of its validation."""
-    run, module = tmp_path / "run", train_step if made == "make_train_step" else pipeline
+    run, module = tmp_path / "run", train_update if made == "make_train_step" else pipeline
     with monkeypatch.context() as patch:
         # Each validation has three batches.
-        raise_after(patch, module, made, 6 if module is train_step else 3 + 2)
+        raise_after(patch, module, made, 6 if module is train_update else 3 + 2)
         assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
     assert steps_of(run)[-1] == 6
     assert [line["step"] for line in log_of(run) if "validation/auroc" in line] == [3]
@@ -235,7 +235,7 @@ def test_a_run_interrupted_between_checkpoints_ends_in_the_same_bits(trained, st
 
 def interrupt_after(patch, updates):
     """Makes the run stop as by Ctrl-C when it has made so many updates."""
-    real = train_step.make_train_step
+    real = train_update.make_train_step
 
     def make(*arguments):
         step, made = real(*arguments), []
@@ -248,7 +248,7 @@ def interrupt_after(patch, updates):
 
         return interrupted
 
-    patch.setattr(train_step, "make_train_step", make)
+    patch.setattr(train_update, "make_train_step", make)
 
 
 def test_the_log_is_on_the_disk_before_the_checkpoint(trained, tmp_path, monkeypatch):
@@ -303,7 +303,7 @@ def test_divergence_keeps_the_last_good_checkpoint(trained, tmp_path, monkeypatc
 
 def poison_update(patch, number):
     """Makes every parameter NaN at the end of an update."""
-    real = train_step.make_train_step
+    real = train_update.make_train_step
 
     def make(*arguments):
         step, made = real(*arguments), []
@@ -317,4 +317,4 @@ def poison_update(patch, number):
 
         return poisoned
 
-    patch.setattr(train_step, "make_train_step", make)
+    patch.setattr(train_update, "make_train_step", make)

@@ -10,6 +10,8 @@ from jaxlora.data.synthetic.layout import MIMIC3
 
 COLUMNS = {name: MIMIC3[name] for name in ("PATIENTS", "ADMISSIONS", "NOTEEVENTS", "DIAGNOSES_ICD", "PROCEDURES_ICD")}
 
+_ETHNICITIES = ("WHITE", "BLACK/AFRICAN AMERICAN", "WHITE", "HISPANIC OR LATINO", "UNKNOWN/NOT SPECIFIED")
+
 
 class _Tables:
     """The lines of the five tables, quoted as in the full release: text in quotes, numbers bare, nulls empty."""
@@ -75,7 +77,7 @@ def _write_stay(tables: _Tables, rng: random.Random, stay: cohort.Stay) -> None:
         rng.choice(("ENGL", None)),
         None,
         rng.choice(("MARRIED", "SINGLE", "WIDOWED")),
-        "UNKNOWN/NOT SPECIFIED",
+        _ETHNICITIES[stay.patient % len(_ETHNICITIES)],  # not drawn, so that the notes stay what they are
         None,
         None,
         stay.facts["complaint"].upper(),

@@ -1,0 +1,177 @@
+"""What a run's folder says of it: config, checkpoint, dataset and saved predictions. No document sees more."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxlora import partition
+from jaxlora.data import builders
+from jaxlora.data.examples import OUTCOMES
+from jaxlora.errors import UserError
+from jaxlora.eval import calibration, metrics, subgroups, uncertainty
+from jaxlora.eval.predictions import Predictions, load
+from jaxlora.eval.subgroups import Group
+from jaxlora.eval.uncertainty import Interval
+from jaxlora.interop import huggingface
+from jaxlora.interop.tensors import model_files
+from jaxlora.models.techniques import spec_of
+from jaxlora.partition import partition_of
+from jaxlora.rows import title_of
+from jaxlora.train import checkpoint
+
+# The figures of a kind that get an interval, with their titles; the first is the one that runs are compared by.
+FIGURES = {
+    "lm": {"perplexity": "perplexity"},
+    "binary": {"auroc": "AUROC", "auprc": "average precision", "f1": "F1, macro"},
+    "multiclass": {"auroc": "AUROC, one-vs-rest", "auroc_ovo": "AUROC, one-vs-one", "f1": "F1, macro"},
+    "multilabel": {"auroc": "AUROC, macro", "auprc": "average precision, macro", "f1_micro": "F1, micro"},
+    "tokens": {"f1": "F1", "precision": "precision", "recall": "recall"},
+    "span": {"f1": "F1", "exact": "exact match"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """One split that the run was evaluated on.
+
+    Attributes:
+      notes, patients: how many. values: the metrics. intervals: of those of `FIGURES`, over patients.
+      positives: patients with a positive note, of a binary task; None of another, or where there are too few to tell.
+      calibration: of `calibration.evaluate`; {} of a task that is not of whole notes.
+      groups, gaps: of `subgroups`; empty where the predictions have no groups.
+    """
+
+    notes: int
+    patients: int
+    values: dict[str, float]
+    intervals: dict[str, Interval]
+    positives: int | None
+    calibration: dict[str, float]
+    groups: tuple[Group, ...]
+    gaps: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of one run.
+
+    Attributes:
+      row: the line of the paper's tables that its settings are. config: its own. kind, labels: of its task.
+      base: its name. base_parameters: how many; None where the base is not here. base_fingerprint: of its tensors.
+      adapters: their descriptions, as a config has them. earlier: the dataset of the run that an adapter is from.
+      partitions: parameters by name, those in the checkpoint. trained: the names of those that were trained.
+      update: that the evaluated checkpoint is of. score: its score on validation; None where there was no validation.
+      dataset: its name. splits: its notes by split; {} where the prepared dataset is not here.
+      evaluated: by split.
+    """
+
+    row: str
+    config: ConfigDict
+    kind: str
+    labels: tuple[str, ...]
+    base: str
+    base_parameters: int | None
+    base_fingerprint: str
+    adapters: dict[str, str]
+    earlier: dict[str, str]
+    partitions: dict[str, int]
+    trained: frozenset[str]
+    update: int
+    score: float | None
+    dataset: str
+    splits: dict[str, int]
+    evaluated: dict[str, Evaluated]
+
+
+def gather(workdir: str, resamples: int = 2000) -> Facts:
+    """Returns what is known of the run in `workdir`.
+
+    Raises:
+      UserError: it is no trained run, or was not evaluated.
+    """
+    config = checkpoint.read_config(workdir)
+    evaluated = {
+        path.stem.removeprefix("predictions-"): _evaluated(load(path), resamples)
+        for path in sorted(Path(workdir).glob("predictions-*.npz"))
+    }
+    if not evaluated:
+        raise UserError(f"--workdir: {workdir} was not evaluated; run `jaxlora evaluate --workdir={workdir}` first")
+    checkpoints = checkpoint.Checkpoints(workdir)
+    try:
+        update = checkpoints.choose(config.select)
+        metadata, shapes = checkpoints.metadata(update), checkpoints.shapes(update)
+    finally:
+        checkpoints.close()
+    partitions: dict[str, int] = {}
+    for name, shape in shapes.items():
+        of = partition_of(tuple(name.split("/")))
+        partitions[of] = partitions.get(of, 0) + int(np.prod(shape, dtype=np.int64))
+    present = [name for name in partitions if not name.startswith("initial/")]
+    active, trainable = tuple(config.active), tuple(config.trainable)
+    return Facts(
+        row=title_of(active, trainable, tuple(config.adapters)),
+        config=config,
+        kind=metadata["kind"],
+        labels=tuple(metadata["labels"]),
+        base=huggingface.public_name(config.base),
+        base_parameters=_parameters(config.base),
+        base_fingerprint=metadata["base"],
+        adapters={name: spec_of(fields).described() for name, fields in metadata["adapters"].items()},
+        earlier=_earlier(config),
+        partitions=dict(sorted(partitions.items())),
+        trained=frozenset().union(*(partition.matched(pattern, present) for pattern in trainable)),
+        update=update,
+        score=metadata["score"] if np.isfinite(metadata["score"]) else None,
+        dataset=config.data.name,
+        splits=_splits(config),
+        evaluated=evaluated,
+    )
+
+
+def _evaluated(predictions: Predictions, resamples: int) -> Evaluated:
+    p, outcome = predictions, predictions.kind in OUTCOMES
+    values = metrics.evaluate(p)
+    groups = tuple(subgroups.evaluate(p, intervals=_of_group(resamples))) if outcome and p.groups else ()
+    positives = None
+    if p.kind == "binary":
+        count, others = (len(np.unique(p.patients[p.labels == label])) for label in (1, 0))
+        positives = count if min(count, others) >= subgroups.LEAST else None
+    return Evaluated(
+        notes=len(p.ids),
+        patients=len(np.unique(p.patients)),
+        values=values,
+        intervals=uncertainty.intervals(p, FIGURES[p.kind], resamples),
+        positives=positives,
+        calibration=calibration.evaluate(p) if outcome else {},
+        groups=groups,
+        gaps=subgroups.gaps(p, list(groups)) if groups else {},
+    )
+
+
+def _of_group(resamples: int):
+    return lambda part: uncertainty.intervals(part, ["auroc"], resamples)["auroc"]
+
+
+def _parameters(base: str) -> int | None:
+    if not (Path(base) / "config.json").exists():
+        return None
+    tensors = model_files(base)
+    return sum(int(np.prod(tensors.shape(name), dtype=np.int64)) for name in tensors.names)
+
+
+def _earlier(config: ConfigDict) -> dict[str, str]:
+    """Returns the dataset of the run that each adapter is from, where that run is here."""
+    found: dict[str, Any] = {}
+    for name, adapter in config.adapters.items():
+        if adapter.workdir and (Path(adapter.workdir) / "config.json").exists():
+            found[name] = checkpoint.read_config(adapter.workdir).data.name
+    return found
+
+
+def _splits(config: ConfigDict) -> dict[str, int]:
+    if config.data.name not in builders.names(config.data.dir):
+        return {}
+    return builders.load(config.data.dir, config.data.name).splits

@@ -1,0 +1,90 @@
+"""Weights of notes when patients are drawn again, and the sums over them of which every metric is made.
+
+A resample draws as many patients as there are, with replacement; a note weighs as often as its patient was drawn. What
+a metric needs is then a sum of weights over some set of notes: a row of a sparse 0/1 matrix `[rows, notes]`, times the
+weights `[notes, replicates]`. Sums of whole numbers in float32 are exact below 2^24.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.sparse import csr_array
+
+WIDTH = 256  # replicates at a time: the weights of 10,000 notes are then 10 MB
+
+
+class Drawn:
+    """The weights of some resamples.
+
+    Args:
+      weights: float32 `[notes, replicates]`.
+    """
+
+    def __init__(self, weights: np.ndarray):
+        self._weights = np.ascontiguousarray(weights)
+        self.count = weights.shape[1]
+
+    def sums(self, rows: csr_array) -> np.ndarray:
+        """Returns `[rows, replicates]`, from `rows: [rows, notes]`."""
+        return rows @ self._weights
+
+    def parts(self, width: int) -> Iterator["Drawn"]:
+        """Yields the same replicates, at most `width` at a time."""
+        for start in range(0, self.count, width):
+            yield Drawn(self._weights[:, start : start + width])
+
+
+class LeftOut:
+    """All notes but those of one patient, for some patients: the replicates of a jackknife.
+
+    Args:
+      members: 0/1 `[notes, replicates]`, the notes of each patient.
+    """
+
+    def __init__(self, members: csr_array):
+        self._members = members
+        self.count = members.shape[1]
+
+    def sums(self, rows: csr_array) -> np.ndarray:
+        """Returns `[rows, replicates]`, from `rows: [rows, notes]`."""
+        return rows.sum(axis=1)[:, None] - (rows @ self._members).toarray()
+
+    def parts(self, width: int) -> Iterator["LeftOut"]:
+        """Yields the same replicates, at most `width` at a time."""
+        for start in range(0, self.count, width):
+            yield LeftOut(self._members[:, start : start + width]) if width < self.count else self
+
+
+Weights = Drawn | LeftOut
+
+
+def unit(notes: int) -> Drawn:
+    """Returns the one replicate in which every note weighs one: the sample itself."""
+    return Drawn(np.ones((notes, 1), np.float32))
+
+
+def drawn(patients: np.ndarray, resamples: int, seed: int) -> Iterator[Drawn]:
+    """Yields `resamples` bootstrap replicates, some at a time. The same patients and seed give the same ones, wherever
+    their notes lie.
+
+    Args:
+      patients: of each note, `[notes]`.
+    """
+    names, of_note = np.unique(patients, return_inverse=True)
+    generator, count = np.random.default_rng(seed), len(names)
+    for start in range(0, resamples, WIDTH):
+        width = min(WIDTH, resamples - start)
+        times = np.zeros((count, width), np.float32)
+        for replicate in range(width):
+            times[:, replicate] = np.bincount(generator.integers(count, size=count), minlength=count)
+        yield Drawn(times[of_note])
+
+
+def left_out(patients: np.ndarray) -> Iterator[LeftOut]:
+    """Yields the jackknife's replicates, one for each patient in the order of their names, some at a time."""
+    names, of_note = np.unique(patients, return_inverse=True)
+    for start in range(0, len(names), WIDTH):
+        width = min(WIDTH, len(names) - start)
+        here = np.flatnonzero((of_note >= start) & (of_note < start + width))
+        entries = np.ones(len(here), np.float32), (here, of_note[here] - start)
+        yield LeftOut(csr_array(entries, shape=(len(of_note), width)))

@@ -1,0 +1,1 @@
+"""A search over settings: what to try next, and what came of it."""

@@ -1,0 +1,145 @@
+"""The verb `sweep` with `config.search`: looks for the settings with the best validation.
+
+Every trial is a run as `train` makes it, in a folder of its own. Trials that can share a program are trained as one,
+the others one after the other. The objective is the score of the run's own validation; the test split is not read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from jaxlora.data.examples import ANNOTATED
+from jaxlora.errors import UserError, one_of
+from jaxlora.pipeline import check_fields, open_dataset, train_run
+from jaxlora.search import summary
+from jaxlora.search.record import COMPLETE, DIVERGED, PLANNED, Trial, best_of, read_trials, write_trials
+from jaxlora.search.space import Dimension, read_space, with_settings
+from jaxlora.search.suggest import METHODS, suggest
+from jaxlora.sweep import may_own, read_members, train_members, why_alone
+from jaxlora.train import checkpoint
+from jaxlora.train.checkpoint import Checkpoints
+from jaxlora.train.devices import share_cores
+from jaxlora.train.mesh import start_distributed
+from jaxlora.train.run import NotFinite
+
+
+def search_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False) -> None:
+    """Trains the trials of `config.search`, each in `WORKDIR/trial-NUMBER`; goes on where it stopped.
+
+    Writes `sweep.json` after every program, and at the end `sweep.md`, `best.json` and `figures/parallel.png`.
+
+    Args:
+      allow_base_mismatch: starts from adapters that were trained on another base.
+
+    Raises:
+      UserError: a field of the config that is missing or wrong, a dataset without validation notes, or no trial whose
+        loss stayed a number.
+    """
+    start_distributed()
+    space, measure = _check(config, workdir)
+    first, search = jax.process_index() == 0, config.search
+    trials = read_trials(workdir)
+    while True:
+        planned = [trial for trial in trials if trial.status == PLANNED]
+        if not planned:
+            settings = suggest(search.method, space, trials, search.budget, search.together, search.seed)
+            planned = [Trial(f"trial-{number:03d}", own) for number, own in enumerate(settings, len(trials))]
+            trials += planned
+        if not planned:
+            break
+        if first:
+            checkpoint.write_config(workdir, config)
+            write_trials(workdir, trials)
+        for program in programs(planned, config):
+            whole = _train(program, config, workdir, allow_base_mismatch)
+            if first:
+                write_trials(workdir, trials)
+            if not whole:  # SIGTERM; the training has said so
+                return
+    if best_of(trials) is None:
+        raise UserError(f"--workdir: every trial of {workdir} diverged; search lower learning rates in a new one")
+    if first:
+        print(summary.write(workdir, config.data.name, search.method, measure, space, trials))
+
+
+def _check(config: ConfigDict, workdir: str) -> tuple[tuple[Dimension, ...], str]:
+    """Checks what can be checked before the first trial; returns the space, and what validation measures."""
+    search = config.search
+    one_of("config.search.method", search.method, METHODS)
+    for field, least in (("budget", 1), ("together", 1)):
+        if search[field] < least:
+            raise UserError(f"config.search.{field} is {search[field]}; it must be {least} or more")
+    if config.sweep:
+        raise UserError(
+            "config.sweep and config.search.method are both set; `sweep` trains a list or searches: empty one"
+        )
+    if config.wandb:
+        raise UserError("config.wandb is set, but Weights & Biases takes one run a process; leave it empty in a sweep")
+    space = read_space(config)
+    check_fields(config)
+    share_cores(config.base)
+    prepared = open_dataset(config)
+    if not prepared.splits.get("validation"):
+        raise UserError(
+            f"config.data.name: {config.data.name} has no validation notes to compare trials on; prepare it with "
+            "config.split.validation above 0"
+        )
+    if (epath.Path(workdir) / "config.json").exists():
+        checkpoint.check_same_run(workdir, config)
+    kind = prepared.task.kind
+    return space, "perplexity" if kind == "lm" else "F1" if kind in ANNOTATED else "AUROC"
+
+
+def programs(trials: Sequence[Trial], config: ConfigDict) -> Iterator[list[Trial]]:
+    """Yields the trials that are trained as one program, `config.search.together` of them at the most.
+
+    They differ in fields that members may have for themselves alone; a trial that shares its program with none is
+    alone.
+    """
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        shared = {field: value for field, value in trial.settings.items() if not may_own(field)}
+        groups.setdefault(repr(shared), []).append(trial)
+    for group in groups.values():
+        width = 1 if why_alone(with_settings(config, group[0].settings)) else config.search.together
+        for start in range(0, len(group), width):
+            yield group[start : start + width]
+
+
+def _train(trials: Sequence[Trial], config: ConfigDict, workdir: str, allow_base_mismatch: bool) -> bool:
+    """Trains the trials of one program to their ends and notes their scores; returns whether SIGTERM let it."""
+    configs = {trial.name: with_settings(config, trial.settings) for trial in trials}
+    if len(trials) == 1:
+        diverged, stopped = _alone(trials[0].name, configs, workdir, allow_base_mismatch)
+    else:
+        shared = configs[trials[0].name]
+        ready = read_members(shared, workdir, configs)
+        diverged, stopped = train_members(shared, workdir, configs, ready, allow_base_mismatch)
+    for trial in trials:
+        if trial.name in diverged:
+            trial.status, trial.why = DIVERGED, diverged[trial.name]
+        elif trial.name not in stopped:
+            trial.status, trial.score = COMPLETE, _score(f"{workdir}/{trial.name}", configs[trial.name])
+    return not stopped
+
+
+def _alone(
+    name: str, configs: Mapping[str, ConfigDict], workdir: str, allow_base_mismatch: bool
+) -> tuple[dict[str, str], list[str]]:
+    """Trains one trial as `train` does; returns what `train_members` returns."""
+    try:
+        complete = train_run(configs[name], f"{workdir}/{name}", allow_base_mismatch)
+    except NotFinite as error:
+        return {name: str(error)}, []
+    return {}, [] if complete else [name]
+
+
+def _score(workdir: str, config: ConfigDict) -> float:
+    """Returns the validation score of the checkpoint that `evaluate` takes."""
+    checkpoints = Checkpoints(workdir)
+    try:
+        return checkpoints.metadata(checkpoints.choose(config.select))["score"]
+    finally:
+        checkpoints.close()

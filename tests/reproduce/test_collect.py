@@ -1,0 +1,109 @@
+"""Scores of runs to rows: means, spreads, intervals and verdicts."""
+
+import json
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from jaxlora.reproduce.collect import printed_interval, row_of, verdict_of
+from jaxlora.reproduce.results import DIFFERS, PASS, Column
+from jaxlora.reproduce.runs import Job
+from jaxlora.reproduce.tables import PLANS, TASK_COLUMNS, TECHNIQUE_COLUMNS
+from jaxlora.reproduce.work import SCORE
+
+LINES = {line.name: line for line in PLANS[3].lines}
+ADAPTER = {"run": "r", "name": "downstream", "start": "a", "end": "a", "trained": False, "active": False, "effect": 0.0}
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Makes the finished runs of a line: `scored(line, {task: values by seed})`, intervals two around each value."""
+
+    def make(line, values):
+        jobs = []
+        for task, of_seeds in values.items():
+            for seed, value in enumerate(of_seeds):
+                job = Job(line, task, seed, ConfigDict(), tmp_path / "runs" / task / f"seed-{seed}")
+                job.folder.mkdir(parents=True)
+                ends = {} if value is None else {"low": value - 2, "high": value + 2}
+                score = {"cells": {task: {"value": value, **ends}}, "adapters": [ADAPTER] if task == "mor" else []}
+                (job.folder / SCORE).write_text(json.dumps(score))
+                jobs.append(job)
+        return jobs
+
+    return make
+
+
+def test_seeds_are_a_mean_and_a_spread_and_no_part_of_the_interval(scored, tmp_path):
+    line = LINES["lora"]
+    jobs = scored(line, {task: (value - 1, value, value + 2) for task, value in line.printed.items()})
+    row = row_of(line, TASK_COLUMNS, jobs, tmp_path, "", judged=True)
+    cell = row.cells[1]
+    assert cell.value == pytest.approx(line.printed["mor"] + 1 / 3) and cell.runs == 3
+    assert cell.sd == pytest.approx(np.std([-1, 0, 2], ddof=1))
+    assert (cell.low, cell.high) == pytest.approx((cell.value - 2, cell.value + 2))
+    assert cell.folders == tuple(f"runs/mor/seed-{seed}" for seed in range(3))
+    assert row.average == pytest.approx(line.true_average + 1 / 3)
+    assert (row.printed_average, len(row.adapters)) == (71.62, 3)
+    assert all(adapter.as_it_should for adapter in row.adapters)
+    assert {cell.verdict for cell in row.cells} == {PASS}
+
+
+def test_a_part_of_the_tasks_has_no_average_and_a_demo_no_verdict(scored, tmp_path):
+    line = LINES["head_only"]
+    row = row_of(line, TASK_COLUMNS[1:3], scored(line, {"mor": (60,), "los": (50,)}), tmp_path, "", judged=False)
+    assert [cell.value for cell in row.cells] == [60, 50] and row.cells[0].sd is None
+    assert row.average is row.printed_average is row.true_average is None
+    assert {cell.verdict for cell in row.cells} == {""}
+
+
+def test_an_outcome_that_cannot_be_ranked_has_no_value(scored, tmp_path):
+    line = LINES["head_only"]
+    (cell,) = row_of(line, TASK_COLUMNS[:1], scored(line, {"pmv": (None,)}), tmp_path, "", judged=True).cells
+    assert (cell.value, cell.low, cell.verdict, cell.printed) == (None, None, "", 51.38)
+    assert cell.folders == ("runs/pmv/seed-0",)
+
+
+def test_a_row_without_a_base_says_why(tmp_path):
+    row = row_of(LINES["bluebert"], TASK_COLUMNS, (), tmp_path, "give --config.bases.bluebert=HF_DIR", judged=True)
+    assert row.not_run and {cell.value for cell in row.cells} == {None}
+    assert (row.average, row.printed_average, row.cells[0].printed) == (None, 69.59, 53.12)
+
+
+@pytest.mark.parametrize(
+    "task, ours, verdict",
+    [
+        ("los", (60, 57, 63, 62.9), PASS),
+        ("los", (60, 57, 63, 63.1), DIFFERS),
+        # The printed 55 of 706 notes has an interval of 4.2 around it, in which 58.9 lies; that of 9,822 notes is 2.1.
+        ("pmv", (58.9, 58, 60, 55.0), PASS),
+        ("mor", (58.9, 58, 60, 55.0), DIFFERS),
+        ("los", (60, None, None, 60), ""),
+        ("los", (60, 57, 63, None), ""),
+    ],
+)
+def test_verdict_of_an_auroc(task, ours, verdict):
+    assert verdict_of(Column(task, task, "percent"), *ours) == verdict
+
+
+def test_a_count_passes_to_the_unit_and_a_time_has_no_verdict():
+    count, _, _, seconds = TECHNIQUE_COLUMNS
+    assert verdict_of(count, 8_388_608, None, None, 8_388_608) == PASS
+    assert verdict_of(count, 8_388_607, None, None, 8_388_608) == DIFFERS
+    assert verdict_of(seconds, 10, None, None, 77_862) == ""
+
+
+def test_interval_of_a_printed_auroc_covers_as_often_as_it_says():
+    """Against a simulation: normal scores of an AUROC of 0.567 in the notes of the paper's ventilation test split."""
+    low, high = printed_interval("pmv", 56.7)
+    rng, found = np.random.default_rng(0), []
+    truth = np.arange(706) < 330
+    for _ in range(400):
+        scores = rng.normal(size=706) + truth * np.sqrt(2) * norm.ppf(0.567)
+        found.append(100 * roc_auc_score(truth, scores))
+    assert (high - low) / 2 / 1.96 == pytest.approx(np.std(found), rel=0.1)
+    assert np.mean([(low <= area <= high) for area in found]) == pytest.approx(0.95, abs=0.03)
+    assert printed_interval("diag", 80.0) is None
