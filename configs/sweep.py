@@ -9,7 +9,8 @@
 A list, `config.sweep`: which learning rate for the downstream adapter on MTS-Dialog's section headers? Four by two
 seeds of one row, trained as one program. The row and the paths are those of configs/public_notes.py; another row is
 --config=configs/sweep.py:lora, which needs no step 1. Every member is a run as `train` makes it, in a folder of its own
-with its config, log and checkpoints, and its losses and parameters are those of its own `train` to 1e-5.
+with its config, log and checkpoints, and its losses are those of its own `train` but for rounding, which at a rate of
+3e-3 and above grows over the updates.
 
 What a member may have for itself: learning_rate, seed, weight_decay, b_rate, clip, warmup, decay, class_weights,
 epochs, evaluations, select; alpha, dropout and rank of an adapter; and data.name, so five tasks can be one sweep:

@@ -13,7 +13,7 @@ def default() -> ConfigDict:
     """Returns the default configuration; unknown fields are refused by ml_collections."""
     config = ConfigDict()
     config.seed = 0
-    config.base = ""  # Hugging Face directory of the frozen LLaMA
+    config.base = ""  # Hugging Face directory of a LLaMA or a BERT
 
     # What `prepare` reads: `datasets` from your own tables, and the folders of the tables of MIMIC.
     config.datasets = ConfigDict()  # name -> dataset(...) or native(...)

@@ -109,7 +109,7 @@ def make_base(config: ConfigDict, folder: Path) -> str:
     prepare(pretraining, folder / "data")
     pretraining.data.dir = str(folder / "data")
     pretraining.trainable = ("base",)
-    pipeline.train_run(pretraining, str(folder / "pretraining"))
+    _train(pretraining, str(folder / "pretraining"))
     shutil.copy(random / "tokenizer.model", pretrained / "tokenizer.model")
     huggingface.save(pretrained, RestoredRun(str(folder / "pretraining")).model)
     return str(pretrained)
@@ -126,8 +126,13 @@ def _part(config: ConfigDict, sizes: ConfigDict, name: str) -> ConfigDict:
 
 
 def _run(config: ConfigDict, folder: Path) -> dict[str, float]:
-    pipeline.train_run(config, str(folder))
+    _train(config, str(folder))
     return pipeline.evaluate_run(str(folder))
+
+
+def _train(config: ConfigDict, folder: str) -> None:
+    if not pipeline.train_run(config, folder):
+        raise UserError("stopped by SIGTERM; the same command goes on from there")
 
 
 def _stage(title: str) -> None:

@@ -106,6 +106,8 @@ def read_json_object(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
     if isinstance(value, float) and math.isnan(value):
         return None
     return value

@@ -23,7 +23,7 @@ from jaxlora.data.loader import Batches
 from jaxlora.data.mixture import mix
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
 from jaxlora.errors import UserError, one_of
-from jaxlora.eval import calibration, metrics, scaling
+from jaxlora.eval import calibration, metrics, scaling, thresholds
 from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import load
@@ -182,7 +182,8 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Predicts a split with a trained run, saves `predictions-SPLIT.npz`, and `metrics-SPLIT.json` from that file.
 
-    Where the validation split was evaluated before another one, there are the figures after scaling by it too.
+    Where the validation split was evaluated before another one, there are the figures after scaling by it too, and
+    those at the thresholds that are best on it.
 
     Args:
       base: where the base lies now, if not where it was trained.
@@ -206,7 +207,8 @@ def evaluate_run(
         values |= calibration.evaluate(predictions)
         fitted_on = Path(workdir) / "predictions-validation.npz"
         if split != "validation" and fitted_on.exists():
-            values |= scaling.evaluate(predictions, load(fitted_on))
+            fitted = load(fitted_on)
+            values |= scaling.evaluate(predictions, fitted) | thresholds.evaluate(fitted, predictions)
     if jax.process_index() == 0:
         predictions.save(epath.Path(workdir) / f"predictions-{split}.npz")
         files.write_json(epath.Path(workdir) / f"metrics-{split}.json", values)

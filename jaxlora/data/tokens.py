@@ -20,7 +20,7 @@ _BATCH = 256
 
 
 class Tokenizer:
-    """Encodes text as its model does: a LLaMA one BOS, then the pieces, no EOS (paper section 1.2); Qwen2 no BOS;
+    """Encodes text as its model does: a LLaMA one BOS, then the pieces, no EOS (docs/paper.md); Qwen2 no BOS;
     a BERT [CLS], which is its BOS, the pieces, and [SEP].
 
     A `tokenizer.json` is read as it is, and not as the class that tokenizer_config.json names would make it anew. With

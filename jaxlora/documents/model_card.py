@@ -29,7 +29,7 @@ def _model(facts: Facts) -> Iterator[str]:
         earlier = f", first trained on {facts.earlier[name]}" if name in facts.earlier else ""
         active = "active" if name in facts.config.active else "not in the forward pass"
         yield f"* Adapter {name}: `{described}`, {active}{earlier}"
-    yield f"* Predicts: {_KINDS[facts.kind]}" + (f" ({len(facts.labels):,} labels)" if facts.kind in FIGURES else "")
+    yield f"* Predicts: {_KINDS[facts.kind]}" + (f" ({len(facts.labels):,} labels)" if facts.labels else "")
     yield from ("", "| partition | parameters | trained in this run |", "|---|---:|---|")
     if "base" not in facts.partitions:
         yield f"| base | {_count(facts.base_parameters)} | no |"
@@ -61,7 +61,9 @@ def _data(facts: Facts) -> Iterator[str]:
 def _training(facts: Facts) -> Iterator[str]:
     c = facts.config
     yield from ("## Training", "")
-    yield f"* AdamW, peak learning rate {c.learning_rate:g}, {c.decay} decay, warm-up of {c.warmup:.0%} of the updates"
+    published, usual = "the published schedule", f"{c.decay} decay, warm-up of {c.warmup:.0%} of the updates"
+    rate = published if c.decay == "paper" else usual
+    yield f"* AdamW, peak learning rate {c.learning_rate:g}, {rate}"
     yield f"* {c.epochs} epochs of {c.batch_size} packed rows of {c.data.length:,} tokens an update, seed {c.seed}"
     yield f"* Computed in {c.dtype}"
     if c.quantize:

@@ -169,7 +169,7 @@ def reliability(truth: np.ndarray, probabilities: np.ndarray, bins: int = BINS, 
 
 def ece(curve: Curve, weighted: bool = True) -> float:
     """Returns the expected calibration error: the mean distance of a curve from the diagonal, each bin weighted by its
-    notes, or, as in the published notebook, every bin alike (paper section 3)."""
+    notes, or, as in the published notebook, every bin alike (docs/paper.md)."""
     return float(np.average(np.abs(curve.predicted - curve.observed), weights=curve.counts if weighted else None))
 
 

@@ -70,6 +70,8 @@ def _losses(path: Path, corpora: Sequence[Run], outcomes: Sequence[Run]) -> Path
         rows = list(dict.fromkeys(run.row for run in runs))
         for run in runs:
             points = [(line["step"], line["loss"]) for line in run.log if "loss" in line]
+            if not points:  # TF-IDF has no updates
+                continue
             steps, losses = np.array(points).T
             colour = COLOURS[rows.index(run.row) % len(COLOURS)]
             label = run.row if run is next(r for r in runs if r.row == run.row) else None

@@ -21,7 +21,7 @@ def evaluate(
     "lm": perplexity, base_perplexity (no adapter), tokens, n. Of "tokens" and "span" those of `of_entities` and
     `of_answers`. Otherwise auroc, auprc (means over the labels with both classes), f1 (macro), f1_micro, accuracy, n,
     labels_scored and labels_skipped; "multiclass" has auroc_ovo and auprc_ovo too, the paper's one-vs-one average
-    (section 3); it and "multilabel" have auroc_micro and auprc_micro, over all pairs of a note and a label, and
+    (docs/paper.md); it and "multilabel" have auroc_micro and auprc_micro, over all pairs of a note and a label, and
     "multilabel" has auroc_paper and auprc_paper, by scores as the published code had them.
 
     Args:
@@ -66,7 +66,7 @@ def evaluate(
         truth, published = one_vs_rest(p, paper=True)
         result["auroc_paper"], result["auprc_paper"] = auroc(truth, published), auprc(truth, published)
     if train_positives is not None:
-        for name, columns in strata(train_positives).items():
+        for name, columns in strata(train_positives[-truth.shape[1] :]).items():  # of two classes, the second
             part = truth[:, columns], scores[:, columns]
             result |= {f"auroc_{name}": auroc(*part), f"auprc_{name}": auprc(*part)}
             result[f"labels_{name}"] = len(scorable(part[0]))
@@ -108,7 +108,7 @@ def one_vs_rest(predictions: Predictions, paper: bool = False) -> tuple[np.ndarr
     column of its second class.
 
     Args:
-      paper: ranks several labels by a softmax over them, as the published code did (paper section 0): a note's score
+      paper: ranks several labels by a softmax over them, as the published code did (docs/paper.md): a note's score
         for a label then depends on its other labels.
     """
     p = predictions
@@ -134,7 +134,7 @@ def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
 
 
 def batch_mean_perplexity(nll: np.ndarray, tokens: np.ndarray, batch_size: int) -> float:
-    """Returns exp(mean over batches of total nll / total tokens of the batch), the paper's perplexity (section 3).
+    """Returns exp(mean over batches of total nll / total tokens of the batch), the published figure (docs/paper.md).
 
     Args:
       nll, tokens: `[notes]`, in the order of the batches. batch_size: notes in a batch; the last one may be smaller.

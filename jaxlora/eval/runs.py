@@ -1,6 +1,7 @@
 """The evaluated runs under a folder: what each was, what it predicted, and how it went."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from jaxlora.rows import ROWS, title_of
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One evaluated run: its dataset, its active adapters, the title of its row, its predictions, its log, and its
-    name as a member of a sweep."""
+    """One evaluated run: its dataset, its active adapters, the title of its row, its predictions, its log, its name as
+    a member of a sweep, and the directory of its base."""
 
     dataset: str
     active: tuple[str, ...]
@@ -20,10 +21,12 @@ class Run:
     predictions: Predictions
     log: list[dict[str, float]]
     member: str = ""
+    base: str = ""
 
 
 def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
-    """Returns every evaluated run under `folder`, in the order of the rows of the paper's tables.
+    """Returns every evaluated run under `folder`, in the order of the rows of the paper's tables. Where there are
+    several bases, each row names its own.
 
     Raises:
       UserError: there is none, or a file of one is missing or damaged.
@@ -32,7 +35,19 @@ def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
     if not runs:
         raise UserError(f"--workdir: no evaluated run under {folder}; run `jaxlora evaluate` on one first")
     order = [row.title for row in ROWS.values()]
-    return sorted(runs, key=lambda run: (run.dataset, order.index(run.row) if run.row in order else len(order)))
+    runs = sorted(runs, key=lambda run: (run.dataset, order.index(run.row) if run.row in order else len(order)))
+    bases = _short({run.base for run in runs if run.base})
+    if len(bases) < 2:
+        return runs
+    return [dataclasses.replace(run, row=f"{run.row}, {bases[run.base]}") if run.base else run for run in runs]
+
+
+def _short(paths: set[str]) -> dict[str, str]:
+    """Returns what tells some paths apart: as few of their last parts as do."""
+    for parts in itertools.count(1):
+        names = {path: "/".join(Path(path).parts[-parts:]) for path in paths}
+        if len(set(names.values())) == len(paths):
+            return names
 
 
 def _read(predictions: Path) -> Run:
@@ -50,4 +65,5 @@ def _read(predictions: Path) -> Run:
         raise UserError(f"{path} is missing; copy the whole run, or remove its {predictions.name}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged; copy it again, or remove {predictions}") from None
-    return Run(dataset, active, f"{row}, {member}" if member else row, load(predictions), log, member)
+    base = config.get("base", "")
+    return Run(dataset, active, f"{row}, {member}" if member else row, load(predictions), log, member, base)

@@ -1,6 +1,6 @@
 """Scaling: predictions made calibrated by one or two numbers, fitted on validation notes and applied to others.
 
-The published notebook fitted both forms (paper section 4.5). Temperature scaling keeps the order of the notes within
+The published notebook fitted both forms (docs/paper.md). Temperature scaling keeps the order of the notes within
 every column of a binary task or of several labels; Platt scaling keeps it where the slope is above zero.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax
 
-from jaxlora.eval import calibration
+from jaxlora.eval import calibration, metrics
 from jaxlora.eval.predictions import Predictions
 
 _FIGURES = ("brier", "log_loss", "calibration_intercept", "calibration_slope", "ece", "ece_mass", "ece_unweighted")
@@ -33,7 +33,10 @@ def evaluate(predictions: Predictions, validation: Predictions) -> dict[str, flo
 
 def temperature(validation: Predictions) -> float:
     """Returns the temperature T under which the log-likelihood of the validation notes is highest, the logits being
-    divided by T (Guo et al. 2017); one for all labels."""
+    divided by T (Guo et al. 2017); one for all labels, and 1 where they have one class alone, which would drive it to
+    either end."""
+    if not len(metrics.scorable(metrics.one_vs_rest(validation)[0])):
+        return 1.0
 
     def loss(log: float) -> float:
         scaled = validation.logits / np.exp(log)

@@ -141,7 +141,7 @@ def _ranked(p: Predictions, train_positives: np.ndarray | None, paper: bool = Fa
     labels = [Ranking(truth[:, c], scores[:, c], notes, len(notes)) for c in columns]
     groups = {"_paper" if paper else "": columns}
     if train_positives is not None:
-        groups |= {f"_{name}": of for name, of in metrics.strata(train_positives).items()}
+        groups |= {f"_{name}": of for name, of in metrics.strata(train_positives[-truth.shape[1] :]).items()}
 
     def values(weights: Weights) -> dict[str, np.ndarray]:
         each = _stacked(labels, weights)

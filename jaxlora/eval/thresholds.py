@@ -22,7 +22,7 @@ def choose(validation: Predictions, rule: str = "f1") -> np.ndarray:
 
     Args:
       rule: what is largest at the threshold: "f1", of the label; "macro_f1", the mean of the F1 of the label and of its
-        absence, as in the published notebook (paper section 3); "youden", sensitivity + specificity.
+        absence, as in the published notebook (docs/paper.md); "youden", sensitivity + specificity.
 
     Raises:
       UserError: no such rule, or predictions without labels of whole notes.

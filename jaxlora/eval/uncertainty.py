@@ -86,7 +86,8 @@ def intervals(
         return {name: _percentile(sample) for name, sample in zip(names, samples, strict=True)}
     point = values([unit(len(p.ids))])[:, 0]
     if kind == "centred":
-        return {name: _percentile(_centred(*each)) for name, *each in zip(names, samples, point, strict=True)}
+        each = zip(names, samples, point, strict=True)
+        return {name: _within(name, _percentile(_centred(sample, value))) for name, sample, value in each}
     without = values(left_out(p.patients))
     return {name: _bca(*each) for name, *each in zip(names, samples, point, without, strict=True)}
 
@@ -125,7 +126,7 @@ def over_seeds(runs: Sequence[Predictions], name: str, resamples: int = 2000, se
     samples = _of_runs(runs, name, zip(*(drawn(of, resamples, seed) for of in patients), strict=True))
     sd = float(points.std(ddof=1)) if len(runs) > 1 else float("nan")
     draws = _centred(samples.mean(axis=0), points.mean())
-    return Seeds(float(points.mean()), sd, *_percentile(draws), len(runs))
+    return Seeds(float(points.mean()), sd, *_within(name, _percentile(draws)), len(runs))
 
 
 def check_same(one: Predictions, other: Predictions) -> None:
@@ -190,6 +191,12 @@ def _centred(sample: np.ndarray, point: float) -> np.ndarray:
     """Returns the replicates that have a value, moved so that their mean is `point`."""
     finite = sample[np.isfinite(sample)]
     return finite + (point - finite.mean()) if len(finite) else finite
+
+
+def _within(name: str, interval: Interval) -> Interval:
+    """Returns the part of an interval in which the metric can lie: centring may move it beyond."""
+    most = np.inf if name.endswith(("perplexity", "log_loss", "brier")) else 1.0
+    return Interval(*(float(np.clip(end, 0.0, most)) for end in interval))
 
 
 def _percentile(sample: np.ndarray) -> Interval:

@@ -12,7 +12,7 @@ WORDS = ("fsdp", "tensor")  # the mesh axes that share out the vocabulary where 
 
 
 class ClassificationHead(nnx.Module):
-    """`logits = h W` of the last real token of each segment, without bias (paper section 1.5, as transformers does), or
+    """`logits = h W` of the last real token of each segment, without bias (docs/paper.md, as transformers does), or
     of every token.
 
     Args:

@@ -1,6 +1,6 @@
 """A frozen linear layer and its named adapters: low-rank ones, and vectors that rescale it.
 
-    y = g * x W + bias + sum over active n of  f_n * scale_n * dropout_n(x) A_n B_n        (paper 1.1, Hu et al. 2021)
+    y = g * x W + bias + sum over active n of  f_n * scale_n * dropout_n(x) A_n B_n        (Hu et al. 2021)
 
 A model holds any number of *named* adapters. Which of them enter the forward pass (*active*) is an argument of the
 call; which of them receive gradients (*trainable*) is decided by `jaxlora.partition`; neither knows of the other.

@@ -1,4 +1,4 @@
-"""Adapters that add no weight to a layer but something to attend to (paper 1.3; the forms are those of PEFT).
+"""Adapters that add no weight to a layer but something to attend to (docs/paper.md; the forms are those of PEFT).
 
     prefix tuning       a virtual token has learned keys and values in every layer, which RoPE does not rotate
     prompt tuning       a virtual token has a learned embedding, and is computed as a word is

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from jaxlora.chips import CHIPS, GIB, generation_of
 from jaxlora.errors import UserError
+from jaxlora.models.bert import BertConfig
 from jaxlora.partition import trains_base
 from jaxlora.plan.program import Aim
 from jaxlora.plan.search import nearest_first
@@ -49,9 +50,10 @@ def check_fits(config: ConfigDict, labels: int, mesh: Mesh, limit: int | None = 
 
 def _remedy(config: ConfigDict, labels: int, mesh: Mesh, limit: int, members: int) -> str:
     generation = generation_of(mesh.devices.flat[0].device_kind)
-    if generation is None:
+    bert = isinstance(model_shape(config), BertConfig)
+    if generation is None or bert:
         cut = "raise config.mesh.fsdp, or " if mesh.size > mesh.shape["fsdp"] else ""
-        quantize = "" if trains_base(config.trainable) else "config.quantize = 'int8', "
+        quantize = "" if bert or trains_base(config.trainable) else "config.quantize = 'int8', "
         return f"{cut}give {quantize}config.accumulate or a smaller config.batch_size"
     ask = f"jaxlora plan --config=... --topology={_slice(generation, mesh.devices.flat)}"
     if members == 1:

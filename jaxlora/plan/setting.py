@@ -121,6 +121,6 @@ class Estimator:
 def per_token(config: ConfigDict, aim: Aim):
     """Returns the FLOPs per token of a config's update, of the model and of the hardware, rows being one note each."""
     shape = model_shape(config)
-    specs = adapter_specs(config, shape.layers)
+    specs = adapter_specs(config, shape.layers, shape.modules)
     length = config.data.length
     return flops(shape, specs, tuple(config.active), tuple(config.trainable), length, aim.labels, config.remat)

@@ -7,27 +7,35 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxlora.eval import uncertainty
+from jaxlora.eval.predictions import Predictions, load
 from jaxlora.reproduce.results import DIFFERS, PASS, Adapter, Cell, Column, TableRow
 from jaxlora.reproduce.runs import Job
 from jaxlora.reproduce.tables import BASES, TASK_COLUMNS, TEST_NOTES, Line
-from jaxlora.reproduce.work import SCORE
+from jaxlora.reproduce.work import SCORE, metric_of
 
 
 def row_of(
-    line: Line, columns: tuple[Column, ...], jobs: Sequence[Job], workdir: Path, why: str, judged: bool
+    line: Line,
+    columns: tuple[Column, ...],
+    jobs: Sequence[Job],
+    workdir: Path,
+    why: str,
+    judged: bool,
+    resamples: int,
 ) -> TableRow:
     """Returns one row of a table.
 
     Args:
       columns: of the table, not of all tasks where some were asked for; then there are no averages.
       jobs: its runs, all finished. why: there are none; "" where there are.
-      judged: whether its cells get a verdict.
+      judged: whether its cells get a verdict. resamples: of the patients, for the interval of several seeds.
     """
     scores = [(job, json.loads((job.folder / SCORE).read_text(encoding="utf-8"))) for job in jobs]
     cells = []
     for column in columns:
         of_cell = [(job, score["cells"][column.name]) for job, score in scores if column.name in score["cells"]]
-        cells.append(_cell(line, column, of_cell, workdir, judged))
+        cells.append(_cell(line, column, of_cell, workdir, judged, resamples))
     values = [cell.value for cell in cells]
     whole = columns == TASK_COLUMNS
     return TableRow(
@@ -44,7 +52,9 @@ def row_of(
     )
 
 
-def _cell(line: Line, column: Column, found: list[tuple[Job, dict]], workdir: Path, judged: bool) -> Cell:
+def _cell(
+    line: Line, column: Column, found: list[tuple[Job, dict]], workdir: Path, judged: bool, resamples: int
+) -> Cell:
     printed = line.printed.get(column.name)
     scores = [score for _, score in found if score["value"] is not None]
     folders = tuple(str(job.folder.relative_to(workdir)) for job, _ in found)
@@ -52,15 +62,22 @@ def _cell(line: Line, column: Column, found: list[tuple[Job, dict]], workdir: Pa
         return Cell(column.name, printed=printed, folders=folders)
     values = [score["value"] for score in scores]
     value = float(np.mean(values))
-    bounds = [
-        float(np.mean([score[end] for score in scores]))
-        if all(score.get(end) is not None for score in scores)
-        else None
-        for end in ("low", "high")
-    ]
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    verdict = verdict_of(column, value, *bounds, printed) if judged else ""
+    bounds, sd = [scores[0].get("low"), scores[0].get("high")], None
+    if len(values) > 1:
+        sd = float(np.std(values, ddof=1))
+        if bounds[0] is not None:
+            seeds = [load(job.folder / "predictions-test.npz") for job, _ in found]
+            bounds = _interval(seeds, found[0][0].config.mode, resamples)
+    same = column.name not in ("diag", "proc") or found[0][0].config.mode == "paper"  # the printed are by a softmax
+    verdict = verdict_of(column, value, *bounds, printed) if judged and same else ""
     return Cell(column.name, value, *bounds, len(values), sd, printed, verdict, folders)
+
+
+def _interval(seeds: list[Predictions], mode: str, resamples: int) -> list[float]:
+    """Returns the interval of the mean over seeds, over patients, in the unit that the paper prints."""
+    metric, unit = ("perplexity", 1) if seeds[0].kind == "lm" else (metric_of(seeds[0].kind, mode), 100)
+    of_mean = uncertainty.over_seeds(seeds, metric, resamples)
+    return [unit * of_mean.low, unit * of_mean.high]
 
 
 def verdict_of(column: Column, value: float, low: float | None, high: float | None, printed: float | None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxlora.reproduce.curves import GRID, Curves, Losses
 from jaxlora.reproduce.results import Column, Table, TableRow
 from jaxlora.reproduce.svg import SERIES, Panel, ticks
+from jaxlora.reproduce.tables import BASES, PLANS
 
 # Of a forest plot: the height of a row, its title with its interval below, and of the heading of a base, in rows.
 _LINE, _HEADING = 34, 0.7
@@ -222,12 +223,13 @@ def _of(table: Table) -> str:
 
 def names_of(table: Table) -> dict[str, str]:
     """Returns what each row is called where it stands alone: "+ …" after its base, "++ …" after what it is put on."""
-    found, upper = {}, ""
+    found, upper, above = {}, "", {}
+    for line in PLANS[table.number].lines:  # what a row is put on may not have been asked for
+        upper = f"{BASES[line.base].title} {line.title}" if line.title.startswith("+ ") else upper
+        above[line.name] = upper
     for row in table.rows:
-        before = {True: upper, False: row.base}[row.title.startswith("++")]
+        before = above.get(row.name, "") if row.title.startswith("++") else row.base
         found[row.name] = f"{before} {short(row)}" if row.title.startswith("+") else short(row)
-        if row.title.startswith("+ "):
-            upper = found[row.name]
     titles = list(found.values())
     return {
         row.name: f"{row.base}, {found[row.name]}" if titles.count(found[row.name]) > 1 else found[row.name]

@@ -5,7 +5,7 @@ from jaxlora.reproduce.results import DIFFERS, PASS, Cell, Column, Table, TableR
 
 _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"}
 _SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-_MARK = {PASS: r"$^{\checkmark}$", DIFFERS: r"$^{\neq}$"}
+_MARK = {PASS: r"$^{\surd}$", DIFFERS: r"$^{\neq}$"}
 
 
 def write(table: Table) -> str:

@@ -71,10 +71,13 @@ def reproduce(
         seeds=drawn,
         command=_command(number, tasks if columns != plan.columns else (), rows, seeds, scale),
         columns=columns,
-        rows=tuple(row_of(line, columns, jobs.get(line.name, ()), folder, why[line.name], judged) for line in lines),
+        rows=tuple(
+            row_of(line, columns, jobs.get(line.name, ()), folder, why[line.name], judged, config.resamples)
+            for line in lines
+        ),
         no_verdict="" if judged else _NO_VERDICT,
         counts=counts,
-        remarks=plan.remarks,
+        remarks=(*plan.remarks, _how(config, scale)),
     )
     table.save(folder / f"table-{number}.json")
     files.write(folder / f"table-{number}.md", markdown.write(table))
@@ -146,6 +149,13 @@ def _run(jobs: Sequence[Job], what: str, workdir: Path, resamples: int) -> None:
         for name, _ in workers.run_all(make, missing):
             bar.write(name)
             bar.update()
+
+
+def _how(config: ConfigDict, scale: str) -> str:
+    """Returns what of the config decides what the rows read."""
+    length = config.demo.length if scale == "demo" else config.data.length
+    ranked = {"paper": "by a softmax over them, as published"}.get(config.mode, "by their logits, and have no verdict")
+    return f"Mode {config.mode}, {length} tokens of each note; the labels of DIAG and PROC are ranked {ranked}."
 
 
 def _command(number: str, tasks: Sequence[str], rows: Sequence[str], seeds: int, scale: str) -> str:

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from jaxlora import files
 from jaxlora.data import builders
 from jaxlora.data.builders import Prepared
+from jaxlora.data.groups import encoded
 from jaxlora.errors import UserError
 from jaxlora.eval import metrics
 from jaxlora.eval.predictions import Predictions
@@ -42,15 +43,17 @@ def fit(config: ConfigDict, folder: str) -> None:
     if task.kind not in ("binary", "multiclass", "multilabel"):
         raise UserError(f"dataset {task.name}: is of kind {task.kind}; TF-IDF is for outcomes of whole notes")
     words = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), max_features=config.tfidf.words)
-    train, labels = _read(prepared, "train")
-    features = words.fit_transform(train)
-    others = {split: _read(prepared, split)[0] for split in ("validation", "test")}
-    of_others = {split: words.transform(texts) for split, texts in others.items()}
+    train = _read(prepared, "train")
+    features, labels = words.fit_transform(row["text"] for row in train), _labels(prepared, train)
+    if not prepared.splits.get("validation"):
+        raise UserError(f"dataset {task.name} has no validation notes, by which TF-IDF chooses C; prepare it with some")
+    others = {split: _read(prepared, split) for split in ("validation", "test")}
+    of_others = {split: words.transform(row["text"] for row in rows) for split, rows in others.items()}
     balanced = "balanced" if config.class_weights and task.kind != "multilabel" else None
     scores, best, log = [], {}, []
     for number, c in enumerate(config.tfidf.c, 1):
         logits = _logits(features, labels, of_others, len(task.outputs), c, balanced)
-        found = {split: _predictions(prepared, split, logits[split]) for split in of_others}
+        found = {split: _predictions(prepared, rows, logits[split]) for split, rows in others.items()}
         scores.append(np.nan_to_num(metrics.evaluate(found["validation"])["auroc"]))
         log.append(json.dumps({"step": number, "c": c, "auroc": scores[-1]}))
         if scores[-1] == max(scores):
@@ -62,17 +65,19 @@ def fit(config: ConfigDict, folder: str) -> None:
     checkpoint.write_config(folder, config)
 
 
-def _read(prepared: Prepared, split: str) -> tuple[list[str], np.ndarray]:
-    """Returns the texts of a split and their labels, `[notes]` or 0/1 `[notes, labels]`."""
+def _read(prepared: Prepared, split: str) -> list[dict]:
     source = prepared.split(split)
-    rows = source.__getitems__(range(len(source)))
-    texts = [row["text"] for row in rows]
+    return list(source.__getitems__(range(len(source))))
+
+
+def _labels(prepared: Prepared, rows: list[dict]) -> np.ndarray:
+    """Returns the labels of some notes, `[notes]` or 0/1 `[notes, labels]`."""
     if prepared.task.kind != "multilabel":
-        return texts, np.asarray([row["label"] for row in rows], np.int64)
+        return np.asarray([row["label"] for row in rows], np.int64)
     hot = np.zeros((len(rows), len(prepared.task.labels)), np.uint8)
     for number, row in enumerate(rows):
         hot[number, row["label"]] = 1
-    return texts, hot
+    return hot
 
 
 def _logits(
@@ -101,6 +106,8 @@ def _logits(
                 for split in others:
                     result[split][:, label] = np.log((positives + 1) / (len(labels) - positives + 1))
         return result
+    if len(np.unique(labels)) < 2:  # nothing to learn
+        return result
     model = _fitted(features, labels, c, balanced, "lbfgs")
     for split, of in others.items():
         decided = model.decision_function(of)
@@ -118,9 +125,8 @@ def _fitted(features: csr_matrix, labels: np.ndarray, c: float, balanced: str | 
         return LogisticRegression(C=c, class_weight=balanced, solver=solver, max_iter=300).fit(features, labels)
 
 
-def _predictions(prepared: Prepared, split: str, logits: np.ndarray) -> Predictions:
-    source, empty = prepared.split(split), np.zeros(0, np.float32)
-    rows = source.__getitems__(range(len(source)))
+def _predictions(prepared: Prepared, rows: list[dict], logits: np.ndarray) -> Predictions:
     ids, patients = (np.asarray([row[name] for row in rows]) for name in ("id", "patient"))
-    labels = _read(prepared, split)[1]
-    return Predictions(prepared.task.kind, prepared.task.outputs, ids, patients, labels, logits, empty, empty, empty)
+    labels, empty = _labels(prepared, rows), np.zeros(0, np.float32)
+    about = prepared.task.kind, prepared.task.outputs, ids, patients, labels, logits
+    return Predictions(*about, empty, empty, empty, groups=encoded([row.get("groups", {}) for row in rows]))

@@ -8,6 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxlora import files, partition, pipeline
+from jaxlora.data import builders
+from jaxlora.data.examples import unnamed
+from jaxlora.errors import UserError
 from jaxlora.eval import metrics, uncertainty
 from jaxlora.eval.predictions import Predictions, load
 from jaxlora.reproduce import adapters, tfidf
@@ -27,32 +30,40 @@ def make(config: ConfigDict, folder: str, name: str, resamples: int) -> None:
     Args:
       config: of the run; one that trains nothing is TF-IDF's. name: what the result calls the run.
       resamples: of the patients, for the intervals.
+
+    Raises:
+      UserError: what training and evaluation raise, or SIGTERM stopped the training.
     """
     if not config.trainable:
         tfidf.fit(config, folder)
     else:
         begun, before = time.monotonic(), checkpoint.exists(folder)
-        pipeline.train_run(config, folder)
+        if not pipeline.train_run(config, folder):
+            raise UserError(f"{name}: stopped by SIGTERM; the same command goes on from there")
         seconds = None if before else time.monotonic() - begun
-        for split in ("validation", "test") if "head" in config.trainable else ("test",):
+        held_out = builders.load(config.data.dir, config.data.name).splits.get("validation")
+        for split in ("validation", "test") if held_out and "head" in config.trainable else ("test",):
             pipeline.evaluate_run(folder, split)
     predictions, found = load(Path(folder) / "predictions-test.npz"), []
     if predictions.kind == "lm":
         cells = _of_step_1(folder, predictions, resamples, seconds)
     else:
-        cells = {config.data.name.rpartition("/")[2].removesuffix("_paper"): _auroc(predictions, resamples)}
+        task = unnamed(config.data.name.rpartition("/")[2])[0]
+        cells = {task: _auroc(predictions, config.mode, resamples)}
         if "clinical" in config.adapters:
             found = [vars(adapter) for adapter in adapters.adapters_of(folder, name)]
     files.write_json(Path(folder) / SCORE, {"cells": cells, "adapters": found})
 
 
-def metric_of(kind: str) -> str:
-    """Returns the metric of an outcome that the paper has: of several classes the one-vs-one AUROC."""
-    return "auroc_ovo" if kind == "multiclass" else "auroc"
+def metric_of(kind: str, mode: str) -> str:
+    """Returns the metric of an outcome that the paper has: of several classes the one-vs-one AUROC; of several labels,
+    in `mode` "paper", by a softmax over them."""
+    of_labels = "auroc_paper" if mode == "paper" else "auroc"
+    return {"multiclass": "auroc_ovo", "multilabel": of_labels}.get(kind, "auroc")
 
 
-def _auroc(predictions: Predictions, resamples: int) -> dict[str, float]:
-    metric = metric_of(predictions.kind)
+def _auroc(predictions: Predictions, mode: str, resamples: int) -> dict[str, float]:
+    metric = metric_of(predictions.kind, mode)
     low, high = uncertainty.intervals(predictions, (metric,), resamples)[metric]
     return {"value": 100 * metrics.evaluate(predictions)[metric], "low": 100 * low, "high": 100 * high}
 

@@ -61,7 +61,7 @@ def fit_together(
             ending.callback(part.close)
         for number, run in enumerate(runs):
             batches = run.training.batches
-            if keep and run.running:
+            if keep:  # in every member, so that their batches have the same arrays
                 with contextlib.suppress(Terminated):
                     batches = keep(batches, together.model(number), termination.check)
             run.begin(batches)

@@ -40,7 +40,7 @@ def state_bytes(
     model = nnx.merge(*abstract(config, shape, labels, mesh))
     kinds = {"base": 0, "adapters": 0, "head": 0, "gradients": 0, "optimizer": 0}
     trained = partition.trainable_partitions(model, trainable) if trainable else ()
-    specs = adapter_specs(config, shape.layers)
+    specs = adapter_specs(config, shape.layers, shape.modules)
     adaptive = [f"adapter/{name}" for name, spec in specs.items() if isinstance(spec, AdaLoraSpec)]
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         name = partition.partition_of(path)

@@ -39,7 +39,7 @@ class Objective:
         """Returns (the sum of the weighted losses, the sum of their weights), whose quotient is `loss`.
 
         Both add up over the parts of a batch. Cross-entropy is weighted as PyTorch does it, sum(w l) / sum(w) over the
-        batch (paper section 1.6).
+        batch (docs/paper.md).
         """
         if self.kind == "lm":
             nll, weights = self.token_nll(model, batch, key)
@@ -119,6 +119,6 @@ def _end_loss(
 
 
 def balanced_weights(labels: np.ndarray, classes: int) -> tuple[float, ...]:
-    """Returns N / (K n_c) for each class c, from the training labels (paper section 1.6); an absent class weighs 0."""
+    """Returns N / (K n_c) for each class c, from the training labels (docs/paper.md); an absent class weighs 0."""
     counts = np.bincount(labels, minlength=classes)
     return tuple(float(len(labels) / (classes * n)) if n else 0.0 for n in counts)

@@ -17,7 +17,7 @@ def schedule(peak: float, updates: int, warmup: float, decay: str, paper_accumul
     """Returns the learning rate by update, the first being 0.
 
     "linear" rises to the peak over the share `warmup` of the updates and falls to zero, "constant" stays at the peak.
-    "paper" is what the published code did (paper section 1.7): it gave the share as a number of updates, so that the
+    "paper" is what the published code did (docs/paper.md): it gave the share as a number of updates, so that the
     first has a rate of 0 and the second the peak, and it counted the decay in micro-batches, `paper_accumulate` of them
     an update, so that the last has about peak * (1 - 1 / paper_accumulate).
 

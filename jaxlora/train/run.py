@@ -115,14 +115,16 @@ class Run:
 
     def begin(self, batches: Batches) -> None:
         """Reads `batches` from now on: those of the training, or the same with kept features."""
-        self._iterator = iter(batches)
+        self._batches, self._iterator = batches, iter(batches)
         if self._data:
             self._iterator.set_state(self._data)
 
     def next_batch(self) -> dict[str, np.ndarray]:
-        """Returns the batch of the next update; after the last one, that of the last."""
-        if self.running or self._batch is None:
+        """Returns the batch of the next update; a run that has made all of its own has any."""
+        if self.running:
             self._batch = next(self._iterator)
+        elif self._batch is None:
+            self._batch = next(iter(self._batches))
         return self._batch
 
     def advance(self, throughput: Throughput) -> None:

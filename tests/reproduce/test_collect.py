@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from jaxlora.eval import uncertainty
+from jaxlora.eval.predictions import Predictions
 from jaxlora.reproduce.collect import printed_interval, row_of, verdict_of
 from jaxlora.reproduce.results import DIFFERS, PASS, Column
 from jaxlora.reproduce.runs import Job
@@ -18,19 +20,29 @@ LINES = {line.name: line for line in PLANS[3].lines}
 ADAPTER = {"run": "r", "name": "downstream", "start": "a", "end": "a", "trained": False, "active": False, "effect": 0.0}
 
 
+def predicted(seed):
+    labels, none = np.arange(60) % 2, np.zeros(0, np.float32)
+    logits = np.random.default_rng(seed).normal(labels[:, None] * [[0, 1]], 1).astype(np.float32)
+    ids = np.arange(60).astype(str)
+    return Predictions("binary", ("no", "yes"), ids, ids, labels, logits, none, none, none)
+
+
 @pytest.fixture
 def scored(tmp_path):
-    """Makes the finished runs of a line: `scored(line, {task: values by seed})`, intervals two around each value."""
+    """Makes the finished runs of a line: `scored(line, {task: values by seed})`, intervals two around each value. Those
+    of several seeds have predictions too."""
 
-    def make(line, values):
+    def make(line, values, mode="paper"):
         jobs = []
         for task, of_seeds in values.items():
             for seed, value in enumerate(of_seeds):
-                job = Job(line, task, seed, ConfigDict(), tmp_path / "runs" / task / f"seed-{seed}")
+                job = Job(line, task, seed, ConfigDict({"mode": mode}), tmp_path / "runs" / task / f"seed-{seed}")
                 job.folder.mkdir(parents=True)
                 ends = {} if value is None else {"low": value - 2, "high": value + 2}
                 score = {"cells": {task: {"value": value, **ends}}, "adapters": [ADAPTER] if task == "mor" else []}
                 (job.folder / SCORE).write_text(json.dumps(score))
+                if len(of_seeds) > 1:
+                    predicted(seed).save(job.folder / "predictions-test.npz")
                 jobs.append(job)
         return jobs
 
@@ -40,21 +52,30 @@ def scored(tmp_path):
 def test_seeds_are_a_mean_and_a_spread_and_no_part_of_the_interval(scored, tmp_path):
     line = LINES["lora"]
     jobs = scored(line, {task: (value - 1, value, value + 2) for task, value in line.printed.items()})
-    row = row_of(line, TASK_COLUMNS, jobs, tmp_path, "", judged=True)
+    row = row_of(line, TASK_COLUMNS, jobs, tmp_path, "", judged=True, resamples=50)
     cell = row.cells[1]
     assert cell.value == pytest.approx(line.printed["mor"] + 1 / 3) and cell.runs == 3
     assert cell.sd == pytest.approx(np.std([-1, 0, 2], ddof=1))
-    assert (cell.low, cell.high) == pytest.approx((cell.value - 2, cell.value + 2))
+    of_mean = uncertainty.over_seeds([predicted(seed) for seed in range(3)], "auroc", 50)
+    assert (cell.low, cell.high) == pytest.approx((100 * of_mean.low, 100 * of_mean.high))
     assert cell.folders == tuple(f"runs/mor/seed-{seed}" for seed in range(3))
     assert row.average == pytest.approx(line.true_average + 1 / 3)
     assert (row.printed_average, len(row.adapters)) == (71.62, 3)
     assert all(adapter.as_it_should for adapter in row.adapters)
-    assert {cell.verdict for cell in row.cells} == {PASS}
+    assert {cell.verdict for cell in row.cells} <= {PASS, DIFFERS}
+
+
+def test_labels_ranked_otherwise_than_the_paper_has_them_get_no_verdict(scored, tmp_path):
+    line, values = LINES["lora"], {task: (value,) for task, value in LINES["lora"].printed.items()}
+    row = row_of(line, TASK_COLUMNS, scored(line, values, "correct"), tmp_path, "", judged=True, resamples=50)
+    assert [cell.verdict for cell in row.cells] == [PASS, PASS, PASS, "", ""]
 
 
 def test_a_part_of_the_tasks_has_no_average_and_a_demo_no_verdict(scored, tmp_path):
     line = LINES["head_only"]
-    row = row_of(line, TASK_COLUMNS[1:3], scored(line, {"mor": (60,), "los": (50,)}), tmp_path, "", judged=False)
+    row = row_of(
+        line, TASK_COLUMNS[1:3], scored(line, {"mor": (60,), "los": (50,)}), tmp_path, "", judged=False, resamples=50
+    )
     assert [cell.value for cell in row.cells] == [60, 50] and row.cells[0].sd is None
     assert row.average is row.printed_average is row.true_average is None
     assert {cell.verdict for cell in row.cells} == {""}
@@ -62,13 +83,16 @@ def test_a_part_of_the_tasks_has_no_average_and_a_demo_no_verdict(scored, tmp_pa
 
 def test_an_outcome_that_cannot_be_ranked_has_no_value(scored, tmp_path):
     line = LINES["head_only"]
-    (cell,) = row_of(line, TASK_COLUMNS[:1], scored(line, {"pmv": (None,)}), tmp_path, "", judged=True).cells
+    (cell,) = row_of(
+        line, TASK_COLUMNS[:1], scored(line, {"pmv": (None,)}), tmp_path, "", judged=True, resamples=50
+    ).cells
     assert (cell.value, cell.low, cell.verdict, cell.printed) == (None, None, "", 51.38)
     assert cell.folders == ("runs/pmv/seed-0",)
 
 
 def test_a_row_without_a_base_says_why(tmp_path):
-    row = row_of(LINES["bluebert"], TASK_COLUMNS, (), tmp_path, "give --config.bases.bluebert=HF_DIR", judged=True)
+    why = "give --config.bases.bluebert=HF_DIR"
+    row = row_of(LINES["bluebert"], TASK_COLUMNS, (), tmp_path, why, judged=True, resamples=50)
     assert row.not_run and {cell.value for cell in row.cells} == {None}
     assert (row.average, row.printed_average, row.cells[0].printed) == (None, 69.59, 53.12)
 
