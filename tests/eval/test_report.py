@@ -16,11 +16,12 @@ NONE = np.zeros(0, np.float32)
 IDS = np.array([f"{i:016x}" for i in range(60)])
 
 
-def write_run(folder, predictions, dataset, row):
+def write_run(folder, predictions, dataset, row, base=""):
     """Writes what `train` and `evaluate` leave behind."""
     folder.mkdir(parents=True)
     adapters = {name: {} for name in row["adapters"]}
     config = {"adapters": adapters, "active": row["active"], "trainable": row["trainable"], "data": {"name": dataset}}
+    config["base"] = base
     (folder / "config.json").write_text(json.dumps(config))
     log = [{"step": step, "loss": 2 / step} for step in range(1, 21)] + [{"step": 20, "validation/auroc": 0.5}]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
@@ -75,6 +76,14 @@ def test_seeds_are_averaged(folder):
     each = [metrics.evaluate(classified(seed))["auroc"] for seed in (0, 5)]
     assert values["runs"] == 2 and values["auroc"] == pytest.approx(np.mean(each))
     assert values["auroc_sd"] == pytest.approx(np.std(each, ddof=1))
+
+
+def test_bases_are_not_seeds_of_each_other(tmp_path):
+    for name, base in (("one", "models/llama"), ("two", "models/bluebert"), ("three", "other/llama")):
+        write_run(tmp_path / name, classified(1), "length_of_stay", of_row("lora"), base)
+    report(tmp_path)
+    rows = json.loads((tmp_path / "report.json").read_text())["tasks"]["length_of_stay"]
+    assert rows.keys() == {f"LLaMA + LoRA, {base}" for base in ("models/llama", "models/bluebert", "other/llama")}
 
 
 def test_the_table(folder):

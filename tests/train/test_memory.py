@@ -76,6 +76,15 @@ def test_what_is_cut_shrinks_and_what_is_whole_stays(config):
     assert cut["optimizer"] == 2 * cut["gradients"] == 2 * (cut["adapters"] + cut["head"])
 
 
+def test_a_bert_and_its_adapters_are_counted(small_bert, config):
+    config.base = str(small_bert)
+    config.adapters.clinical = adapter(4, 8, targets=("query", "value"))
+    assert of_device(config, 1)["gradients"] == of_device(config, 1)["adapters"] + of_device(config, 1)["head"] > 0
+    config.trainable, config.active, config.adapters = ("base", "head"), (), {}
+    whole = of_device(config, 1, trainable=("base", "head"))
+    assert whole["optimizer"] == 2 * (whole["base"] + whole["head"])
+
+
 def test_runs_over_one_base_need_room_for_each(config):
     one, four = of_device(config, 2), of_device(config, 2, members=4)
     assert four == {kind: size if kind == "base" else 4 * size for kind, size in one.items()}
