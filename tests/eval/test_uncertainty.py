@@ -30,10 +30,9 @@ def binary(notes=150, seed=0, gap=1.0, patients=None):
 
 def test_an_interval_ends_where_its_metric_does():
     """With few positives, centred replicates of a high AUROC pass 1."""
-    for seed in range(5):
-        p = binary(40, seed, gap=3.0)
-        labels = np.where(np.cumsum(p.labels) <= 4, p.labels, 0)
-        p = dataclasses.replace(p, labels=labels, logits=p.logits + 3 * labels[:, None] * np.float32([0, 1]))
+    for seed in range(12):
+        p = binary(40, seed)
+        p = dataclasses.replace(p, labels=np.where(np.cumsum(p.labels) <= 3, p.labels, 0))
         for low, high in intervals(p, ("auroc", "auprc", "f1"), 200).values():
             assert 0 <= low <= high <= 1
         assert over_seeds([p, p], "auprc", 200).high <= 1
