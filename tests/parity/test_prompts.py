@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from flax import nnx
-from peft import (
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+import torch  # noqa: E402
+from flax import nnx  # noqa: E402
+from peft import (  # noqa: E402
     AdaptionPromptConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
@@ -18,12 +22,12 @@ from peft import (
     get_peft_model,
 )
 
-from jaxlora import partition
-from jaxlora.config import default
-from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptSpec, PTuningSpec
-from jaxlora.models.techniques import spec_json
-from jaxlora.train.assemble import assemble
-from jaxlora.train.mesh import make_mesh
+from jaxlora import partition  # noqa: E402
+from jaxlora.config import default  # noqa: E402
+from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptSpec, PTuningSpec  # noqa: E402
+from jaxlora.models.techniques import spec_json  # noqa: E402
+from jaxlora.train.assemble import assemble  # noqa: E402
+from jaxlora.train.mesh import make_mesh  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compiles")]
 
