@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxlora import files, partition
-from jaxlora.data.examples import Task
+from jaxlora.data.examples import OUTCOMES, Task
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
@@ -33,7 +33,7 @@ from jaxlora.train.members import fit_together
 from jaxlora.train.mesh import check_batch, own_rows, start_distributed
 from jaxlora.train.objective import Objective
 from jaxlora.train.run import Training
-from jaxlora.train.together import OF_NOTES, make_settings, template_config
+from jaxlora.train.together import make_settings, template_config
 
 OWN = (
     "learning_rate", "seed", "weight_decay", "b_rate", "clip", "warmup", "decay", "class_weights", "epochs",
@@ -264,16 +264,16 @@ def _check_tasks(tasks: Mapping[str, Any]) -> None:
     (first, one), *others = tasks.items()
     for name, other in others:
         same = other.kind == one.kind and len(other.outputs) == len(one.outputs)
-        if not same and not (one.kind in OF_NOTES and other.kind in OF_NOTES):
+        if not same and not (one.kind in OUTCOMES and other.kind in OUTCOMES):
             raise UserError(
                 f"config.sweep: data.name of {name!r} is of kind {other.kind!r} with {len(other.outputs)} labels, that "
-                f"of {first!r} {one.kind!r} with {len(one.outputs)}; only {', '.join(OF_NOTES)} train together"
+                f"of {first!r} {one.kind!r} with {len(one.outputs)}; only {', '.join(OUTCOMES)} train together"
             )
 
 
 def _of_own_labels(step, task):
     """Returns the predict step of the template without the labels that are not the task's own."""
-    if task.kind not in OF_NOTES:
+    if task.kind not in OUTCOMES:
         return step
     return lambda state, batch: {"logits": step(state, batch)["logits"][..., : len(task.outputs)]}
 

@@ -87,17 +87,6 @@ def pooled(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
     return truth.ravel(), expit(odds.ravel())
 
 
-def brier(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Returns the mean squared error of the probabilities of 0/1 `truth: [notes]`."""
-    return float(np.mean((probabilities - truth) ** 2))
-
-
-def brier_scaled(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Returns the share of the prevalence's own Brier score that is saved; NaN where all notes are of one class."""
-    certain = np.mean(truth)
-    return float(1 - brier(truth, probabilities) / (certain * (1 - certain))) if 0 < certain < 1 else float("nan")
-
-
 def log_loss(truth: np.ndarray, odds: np.ndarray) -> float:
     """Returns the mean negative log-likelihood of 0/1 `truth`, from the log-odds, so that no probability is cut off."""
     return float(np.mean(np.logaddexp(0, odds) - truth * odds))

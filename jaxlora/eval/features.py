@@ -14,12 +14,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxlora.config import drops_out
+from jaxlora.data.examples import OUTCOMES
 from jaxlora.data.loader import Batches
 from jaxlora.eval.predict import by_note
 from jaxlora.train.mesh import replicated, traced_on
 from jaxlora.train.objective import Objective
-
-KINDS = ("binary", "multiclass", "multilabel")
 
 
 def can_keep(config: ConfigDict, kind: str, base_drops_out: bool = False) -> bool:
@@ -29,7 +28,7 @@ def can_keep(config: ConfigDict, kind: str, base_drops_out: bool = False) -> boo
     Args:
       base_drops_out: whether the base itself draws masks in training, as a BERT does.
     """
-    alone = kind in KINDS and set(config.trainable) == {"head"}
+    alone = kind in OUTCOMES and set(config.trainable) == {"head"}
     return alone and not drops_out(config, base_drops_out) and config.epochs > 1
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.metrics import roc_curve
 
+from jaxlora.data.examples import OUTCOMES
 from jaxlora.errors import UserError
 from jaxlora.eval import metrics
 from jaxlora.eval.predictions import Predictions
@@ -86,6 +87,6 @@ def at(predictions: Predictions, thresholds: np.ndarray) -> Callable[[Weights], 
 
 
 def _of_notes(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    if predictions.kind not in ("binary", "multiclass", "multilabel"):
+    if predictions.kind not in OUTCOMES:
         raise UserError(f"thresholds: {predictions.kind} predictions have none; take a task of whole notes")
     return metrics.one_vs_rest(predictions)

@@ -15,8 +15,7 @@ import numpy as np
 from scipy import stats
 
 from jaxlora.errors import UserError
-from jaxlora.eval.delong import compare_delong as compare_delong
-from jaxlora.eval.delong import delong as delong
+from jaxlora.eval.delong import delong
 from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.statistics import statistic
 from jaxlora.eval.weights import Weights, drawn, left_out, unit

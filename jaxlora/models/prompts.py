@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxlora.models.heads import dropout
 from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptFamily, PromptSpec, PTuningSpec
 
 if TYPE_CHECKING:
@@ -119,9 +120,8 @@ class PTuning(nnx.Module):
         x = self.table[...]
         if hasattr(self, "lstm"):
             for i in range(len(self.lstm)):
-                if i and key is not None and self.dropout:
-                    kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1.0 - self.dropout, x.shape)
-                    x = jnp.where(kept, x / (1.0 - self.dropout), 0.0)
+                if i and key is not None:
+                    x = dropout(x, self.dropout, jax.random.fold_in(key, i))
                 x = self.lstm[f"layer{i}"](x)
         for i in range(len(self.mlp)):
             x = self.mlp[f"layer{i}"](jax.nn.relu(x) if i else x)

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from jaxlora import files
 from jaxlora.data import builders
 from jaxlora.data.builders import Prepared
+from jaxlora.data.examples import OUTCOMES
 from jaxlora.data.groups import encoded
 from jaxlora.errors import UserError
 from jaxlora.eval import metrics
@@ -40,7 +41,7 @@ def fit(config: ConfigDict, folder: str) -> None:
     """
     prepared = builders.load(config.data.dir, config.data.name)
     task = prepared.task
-    if task.kind not in ("binary", "multiclass", "multilabel"):
+    if task.kind not in OUTCOMES:
         raise UserError(f"dataset {task.name}: is of kind {task.kind}; TF-IDF is for outcomes of whole notes")
     words = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), max_features=config.tfidf.words)
     train = _read(prepared, "train")

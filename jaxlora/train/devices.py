@@ -12,9 +12,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxlora.chips import GIB
 from jaxlora.interop.huggingface import base_bytes
 from jaxlora.train.assemble import model_shape
-from jaxlora.train.memory import GIB, activation_bytes, device_limit, in_gib, state_bytes
+from jaxlora.train.memory import activation_bytes, device_limit, in_gib, state_bytes
 from jaxlora.train.mesh import divisors, make_mesh
 from jaxlora.workers import cores
 

@@ -107,11 +107,16 @@ def fit_together(
                 first = False
     if jax.process_index() == 0 and (line := throughput.line()):
         print(line)
+    _say_what_is_left(runs)
+    return {run.training.name: run.failure for run in runs if run.failure}
+
+
+def _say_what_is_left(runs: Sequence["_Member"]) -> None:
+    """Tells the user what SIGTERM kept the members from."""
     if any(run.running for run in runs):
         say("stopped by SIGTERM, what was trained is saved; the same command goes on from there")
     if left_out := [run.training.name for run in runs if run.failure is None and not run.running and run.unscored]:
         say(f"SIGTERM left out the last validation of {', '.join(left_out)}; the same command makes it up")
-    return {run.training.name: run.failure for run in runs if run.failure}
 
 
 class _Member(Run):

@@ -9,13 +9,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxlora import partition
+from jaxlora.chips import GIB
 from jaxlora.config import virtual_tokens
 from jaxlora.data.loader import row_length
 from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.bases import Shape
 from jaxlora.train.assemble import abstract, adapter_specs
-
-GIB = 2**30
 
 
 def state_bytes(

@@ -28,6 +28,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from jaxlora import partition
+from jaxlora.data.examples import OUTCOMES
 from jaxlora.models.layout import BATCH
 from jaxlora.models.llama import Llama
 from jaxlora.models.lora import LoraLinear
@@ -36,8 +37,6 @@ from jaxlora.train.mesh import replicated, traced_on
 from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer
 from jaxlora.train.step import TrainState, init_state, loss_and_gradients
-
-OF_NOTES = ("binary", "multiclass", "multilabel")  # kinds whose members may differ in kind and labels
 
 
 class Settings(NamedTuple):
@@ -135,7 +134,7 @@ class Together:
       states: of each member what an update changes, in the member's own sizes.
       frozen: of each member the adapters that it does not train (and a head that it does not).
       configs: of the members.
-      objective: of any member; those of `OF_NOTES` may be of other kinds, which the settings tell.
+      objective: of any member; those of `OUTCOMES` may be of other kinds, which the settings tell.
     """
 
     def __init__(
@@ -217,7 +216,7 @@ def _make_step(
             if dropout:
                 _set_dropout(model, own.dropout)
             key = key if dropout else None
-            if objective.kind not in OF_NOTES:
+            if objective.kind not in OUTCOMES:
                 return objective.summed(model, part, key)
             return _of_notes(objective.note_logits(model, part, key), part["labels"], part["notes"] > 0, own)
 

@@ -48,10 +48,13 @@ def column(request):
 def test_brier_and_log_loss_are_scikit_learns(column):
     truth, odds = column
     chances = expit(odds)
-    assert calibration.brier(truth, chances) == pytest.approx(sk.brier_score_loss(truth, chances))
+    names, none = np.arange(len(truth)).astype(str), np.zeros(0)
+    logits = np.stack([np.zeros(len(truth)), odds], axis=1)
+    found = calibration.evaluate(Predictions("binary", ("no", "yes"), names, names, truth, logits, none, none, none))
+    assert found["brier"] == pytest.approx(sk.brier_score_loss(truth, chances))
     prevalence = np.full(len(truth), truth.mean())
     scaled = 1 - sk.brier_score_loss(truth, chances) / sk.brier_score_loss(truth, prevalence)
-    assert calibration.brier_scaled(truth, chances) == pytest.approx(scaled)
+    assert found["brier_scaled"] == pytest.approx(scaled)
     if np.abs(odds).max() < 30:
         assert calibration.log_loss(truth, odds) == pytest.approx(sk.log_loss(truth, chances))
     else:  # where a probability is 1, scikit-learn cuts it off

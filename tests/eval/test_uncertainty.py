@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 
 from jaxlora.errors import UserError
 from jaxlora.eval import metrics, uncertainty
+from jaxlora.eval.delong import compare_delong
 from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.uncertainty import Interval, check_same, compare, holm, intervals, over_seeds
 
@@ -151,7 +152,7 @@ def test_a_comparison_agrees_with_delong_where_a_patient_is_a_note():
     p = binary(400)
     other = again(p, 2)
     scores = [np.diff(of.logits)[:, 0] for of in (p, other)]
-    difference, pvalue = uncertainty.compare_delong(p.labels, *scores)
+    difference, pvalue = compare_delong(p.labels, *scores)
     found = compare(p, other, "auroc", 4000)
     assert found.difference == pytest.approx(difference, abs=1e-6)
     width = 2 * 1.96 * abs(difference) / stats.norm.isf(pvalue / 2)

@@ -63,10 +63,10 @@ def test_a_tpu_run_that_cannot_fit_is_told_what_may(seven_billion):
 
 
 def test_a_run_that_may_fit_is_let_through(seven_billion):
-    check_fits(seven_billion, 0, make_mesh(1, 1), 16 * GIB)
-    check_fits(seven_billion, 0, make_mesh(1, 1))  # a CPU does not say what it has
+    assert check_fits(seven_billion, 0, make_mesh(1, 1), 16 * GIB) is None
+    assert check_fits(seven_billion, 0, make_mesh(1, 1)) is None  # a CPU does not say what it has
 
 
 def test_what_remat_could_save_is_not_held_against_a_run(seven_billion):
     seven_billion.remat, seven_billion.batch_size = "none", 4
-    check_fits(seven_billion, 0, make_mesh(1, 1), 18 * GIB)
+    assert check_fits(seven_billion, 0, make_mesh(1, 1), 18 * GIB) is None

@@ -271,7 +271,7 @@ def test_a_field_that_may_change(trained, field):
     for folder in folders:
         place = place[folder]
     place[name] = "other" if isinstance(place[name], str) else place[name] + 1
-    checkpoint.check_same_run(trained.clinical, config)
+    assert checkpoint.check_same_run(trained.clinical, config) is None
 
 
 # The downstream adapter has dropout, and each part of an update draws masks of its own.

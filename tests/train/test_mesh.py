@@ -219,7 +219,7 @@ def test_batch_that_does_not_divide_is_an_error(rows, accumulate, remedy):
 
 
 def test_batch_that_divides_is_none():
-    check_batch(abstract_mesh(2, 2, 1), 24, 3)
+    assert check_batch(abstract_mesh(2, 2, 1), 24, 3) is None
 
 
 if __name__ == "__main__":
