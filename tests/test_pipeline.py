@@ -4,10 +4,7 @@ import csv
 import json
 import re
 import shutil
-import socket
 import stat
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -384,28 +381,3 @@ def test_a_base_that_has_moved(trained, tmp_path, refused):
     assert "/where/it/was has no tokenizer" in refused("evaluate", f"--workdir={run}")
     assert trained.run("evaluate", f"--workdir={run}", f"--base={base}") == 0
     assert (run / "metrics-test.json").read_text() == (trained.downstream / "metrics-test.json").read_text()
-
-
-def test_two_hosts_train_what_one_does(trained, tmp_path):
-    """Two processes of one device each, every one with its half of each batch."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "jaxlora.cli", "train", *trained.flags("clinical"), f"--workdir={workdir}"]
-    hosts = [
-        subprocess.Popen(
-            command,
-            env=trained.environment()
-            | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(host)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for host in range(2)
-    ]
-    errors = [host.communicate(timeout=240)[1] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], errors
-    assert trained.run("evaluate", f"--workdir={workdir}") == 0
-    one, two = (json.loads((path / "metrics-test.json").read_text()) for path in (trained.clinical, workdir))
-    assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-3) != one["base_perplexity"]
