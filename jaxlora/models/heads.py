@@ -17,10 +17,11 @@ class ClassificationHead(nnx.Module):
 
     Args:
       bias, dropout: of a BERT's head, which has a bias and drops out what it reads.
+      rngs: its stream `head`, where it has one, so that a head starts alike whatever adapters are below it.
     """
 
     def __init__(self, embed: int, labels: int, bias: bool = False, dropout: float = 0.0, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.params(), (embed, labels), jnp.float32))
+        self.kernel = nnx.Param(0.02 * jax.random.normal(rngs.head(), (embed, labels), jnp.float32))
         if bias:
             self.bias = nnx.Param(jnp.zeros((labels,), jnp.float32))
         self.dropout = dropout

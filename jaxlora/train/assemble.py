@@ -203,9 +203,15 @@ def _maker(
 ) -> Callable[[jax.Array], dict[tuple[str, ...], jax.Array]]:
     """Returns what makes fresh partitions from a key; compiled once for the members of a sweep that are of one size.
 
-    Under jit the random base that `build` also makes is never computed.
+    Under jit the random base that `build` also makes is never computed. Rows of one seed have one head to begin with,
+    whatever adapters they have, so that a row with an adapter that does nothing is the row without it.
     """
-    return jax.jit(lambda key: _leaves(build(shape, dict(specs), labels, rngs=nnx.Rngs(key)), names))
+
+    def make(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
+        rngs = nnx.Rngs(key, head=jax.random.fold_in(key, 1))
+        return _leaves(build(shape, dict(specs), labels, rngs=rngs), names)
+
+    return jax.jit(make)
 
 
 def _leaves(model: Model, names: Sequence[str]) -> dict[tuple[str, ...], jax.Array]:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from jaxlora import workers
+from jaxlora.eval import predictions
 from jaxlora.reproduce.results import load
 from jaxlora.reproduce.work import SCORE
 
@@ -19,7 +20,7 @@ SIZES = {
 }
 SMALL = [CONFIG, "--scale=demo", "--tasks=los,mor", "--config.resamples=50", "--config.tfidf.c=(1.0,)"]
 SMALL += [f"--config.demo.{name}={value}" for name, value in SIZES.items()]
-ROWS = ("frozen_downstream", "frozen_downstream_as_published", "tfidf")
+ROWS = ("frozen", "frozen_downstream", "frozen_downstream_as_published", "tfidf")
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +56,23 @@ def test_two_adapters_do_what_their_row_says(made):
     rows = {row.name: row for row in load(made / "table-3.json").rows}
     found = {
         name: {(a.name, a.changed, a.effect > 0) for a in rows[name].adapters}
-        for name in ("frozen_downstream", "frozen_downstream_as_published")
+        for name in ("frozen", "frozen_downstream", "frozen_downstream_as_published")
     }
+    assert found["frozen"] == {("clinical", False, True)}
     assert found["frozen_downstream"] == {("clinical", False, True), ("downstream", True, True)}
     assert found["frozen_downstream_as_published"] == {("clinical", False, True), ("downstream", False, False)}
     assert all(adapter.as_it_should for row in rows.values() for adapter in row.adapters)
     assert rows["frozen_downstream_as_published"].as_published and not rows["frozen_downstream"].as_published
+
+
+def test_a_row_as_published_is_the_row_without_its_second_adapter_to_the_bit(made):
+    rows = {row.name: row for row in load(made / "table-3.json").rows}
+    for task in ("mor", "los"):
+        runs = [made / "runs" / "llama" / task / row / "seed-0" for row in ROWS[:3]]
+        plain, both, published = [predictions.load(run / "predictions-test.npz").logits for run in runs]
+        assert (plain == published).all() and (plain != both).any()
+    figures = [[(cell.value, cell.low, cell.high) for cell in rows[name].cells] for name in (ROWS[0], ROWS[2])]
+    assert figures[0] == figures[1]
 
 
 def test_every_form_of_the_table_is_there(made):
@@ -73,13 +85,13 @@ def test_what_is_there_is_not_made_again_and_what_is_missing_is(small, made, cap
     command = ["reproduce", "--table=3", *SMALL, f"--rows={','.join(ROWS)}", f"--workdir={made}"]
     before = (made / "table-3.json").read_bytes()
     assert small.run(*command) == 0
-    assert "Table 3: 6 runs, 6 of them made before" in capfd.readouterr().out
+    assert "Table 3: 8 runs, 8 of them made before" in capfd.readouterr().out
     assert (made / "table-3.json").read_bytes() == before
     (lost,) = made.glob("runs/llama/los/frozen_downstream/seed-0")
     shutil.rmtree(lost / "checkpoints")
     (lost / SCORE).unlink()
     assert small.run(*command) == 0
-    assert "Table 3: 6 runs, 5 of them made before" in capfd.readouterr().out
+    assert "Table 3: 8 runs, 7 of them made before" in capfd.readouterr().out
     assert (made / "table-3.json").read_bytes() == before  # the same bits from the start
 
 
