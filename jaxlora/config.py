@@ -5,7 +5,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxlora.errors import UserError
 from jaxlora.train.rules import RULES
 
 
@@ -88,25 +87,9 @@ def drops_out(config: ConfigDict, base_does: bool) -> bool:
     return base_does or any(config.adapters[name].get("dropout", 0.0) for name in config.active)
 
 
-_LEAST = {"data.length": 2, "epochs": 1, "loss_chunk": 1, "paper_accumulate": 1, "keep.last": 1, "keep.best": 0}
-
-
 def virtual_tokens(config: ConfigDict) -> int:
     """Returns how many virtual tokens the active adapters of a config put in front of every note."""
     return sum(config.adapters[name].get("virtual_tokens", 0) for name in config.active if name in config.adapters)
-
-
-def check_ranges(config: ConfigDict) -> None:
-    """Checks the numbers of a config that can be too small or too large.
-
-    Raises:
-      UserError: one is.
-    """
-    for field, least in _LEAST.items():
-        if field_of(config, field) < least:
-            raise UserError(f"config.{field} is {field_of(config, field)}; it must be {least} or more")
-    if not 0 <= config.warmup <= 1:
-        raise UserError(f"config.warmup is {config.warmup}; it is a share of the updates, from 0 to 1")
 
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, Any]:

@@ -16,14 +16,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxlora import files, partition
+from jaxlora.checks import check_fields
 from jaxlora.data.examples import OUTCOMES, Task
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step
+from jaxlora.eval.validation import validation
+from jaxlora.inputs import class_weights, open_dataset, read_notes
 from jaxlora.interop.llama_config import ARCHITECTURES, read_config, read_json
-from jaxlora.pipeline import check_fields, class_weights, describe, open_dataset, read_notes, validation
 from jaxlora.plan.refusal import check_fits
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import adapter_specs, assemble
@@ -168,7 +170,7 @@ def _train(config, workdir, configs, ready: Ready, batches, allow_base_mismatch:
         if held_out is not None:
             in_order = Batches(held_out, own.data.length, own.batch_size, seed=None, own=batches[name].own)
             validate = validation(_of_own_labels(predict_step, task), in_order, task, mesh, features)
-        metadata = {**belongs, **describe(specs[name], task, notes)}
+        metadata = {**belongs, **checkpoint.describe(specs[name], task, notes)}
         members.append(Training(folder, own, model, batches[name], validate, metadata, name))
         weights.append(class_weights(own, task, notes))
     table = partition.table(template, config.active, config.trainable)

@@ -11,16 +11,13 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from jaxlora.config import default
 from jaxlora.data import builders
 from jaxlora.data.examples import split_of
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import Tokenizer, tokenize
-from jaxlora.errors import UserError
 from jaxlora.eval import calibration, metrics, scaling
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import load
-from jaxlora.pipeline import check_fields
 from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh
@@ -329,18 +326,6 @@ def test_a_run_from_before_a_field_existed(trained, tmp_path):
     assert json.loads((run / "metrics-test.json").read_text()) == json.loads(
         (trained.downstream / "metrics-test.json").read_text()
     )
-
-
-@pytest.mark.parametrize("change", [{"wandb": None}, {"epochs": None}, {"keep": {"last": 1}}])
-def test_a_config_that_lacks_a_value(trained, change):
-    config = default()
-    config.base, config.data.dir, config.data.name = "base", "data", "name"
-    check_fields(config)
-    with config.unlocked():
-        for field, value in change.items():
-            config[field] = value
-    with pytest.raises(UserError, match=r"^config\.(wandb|epochs|keep\.best) is missing or no "):
-        check_fields(config)
 
 
 def test_several_corpora_are_mixed_by_weight(trained, tmp_path, capsys):

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import files
+from jaxlora.checks import check_ranges
 from jaxlora.chips import GIB, Slice, parse_slice
-from jaxlora.config import check_ranges
 from jaxlora.errors import UserError
 from jaxlora.interop.huggingface import read_shape
 from jaxlora.models.bert import BertConfig

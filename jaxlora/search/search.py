@@ -10,9 +10,11 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from jaxlora.checks import check_fields
 from jaxlora.data.examples import ANNOTATED
 from jaxlora.errors import UserError, one_of
-from jaxlora.pipeline import check_fields, open_dataset, train_run
+from jaxlora.inputs import open_dataset
+from jaxlora.pipeline import train_run
 from jaxlora.search import summary
 from jaxlora.search.record import COMPLETE, DIVERGED, PLANNED, Trial, best_of, read_trials, write_trials
 from jaxlora.search.space import Dimension, read_space, with_settings

@@ -20,10 +20,11 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxlora import files
 from jaxlora.config import default, drops_out, flat, wrong_field
-from jaxlora.data.tokens import Tokenizer
+from jaxlora.data.examples import Task
+from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.interop import huggingface
-from jaxlora.models.techniques import Spec, spec_of
+from jaxlora.models.techniques import Spec, spec_json, spec_of
 from jaxlora.partition import partition_of
 from jaxlora.train.damage import Damaged, move_aside, say, without_score, writing
 
@@ -281,6 +282,16 @@ def load_adapter(workdir: str, name: str, spec: Spec, belongs: Mapping[str, str]
 def belongs_to(base: str, tokenizer: Tokenizer) -> dict[str, str]:
     """Returns the fingerprints of a base and its tokenizer, by the names that the metadata have for them."""
     return {"base": huggingface.fingerprint(base), "tokenizer": tokenizer.fingerprint}
+
+
+def describe(specs: Mapping[str, Spec], task: Task, notes: TokenizedNotes) -> dict[str, Any]:
+    """Returns what a run's checkpoints say of it, beside its base and tokenizer."""
+    return {
+        "adapters": {name: spec_json(spec) for name, spec in specs.items()},
+        "kind": task.kind,
+        "labels": list(task.outputs),
+        "training set": notes.fingerprint,
+    }
 
 
 def check_frozen_base(workdir: str, stored: Mapping[Path, np.ndarray]) -> None:
