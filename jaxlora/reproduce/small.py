@@ -11,8 +11,8 @@ from jaxlora import files, workers
 from jaxlora.config import default
 from jaxlora.data import synthetic, tables
 from jaxlora.data.prepare import prepare
-from jaxlora.demo import make_base
 from jaxlora.reproduce.tables import BASES
+from jaxlora.small_base import make_base
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
