@@ -17,7 +17,8 @@ from jaxlora.config import adapter, default
 from jaxlora.data import builders
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import Tokenizer, tokenize
-from jaxlora.models.llama import Llama, LlamaConfig
+from jaxlora.models.llama import Llama
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.train.assemble import adapter_specs, assemble
 from jaxlora.train.devices import lay_out, share_cores
 from jaxlora.train.mesh import put_batch, shardings

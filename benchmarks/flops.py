@@ -31,7 +31,8 @@ def ratio(place):
 
     from jaxlora import partition
     from jaxlora.chips import parse_slice
-    from jaxlora.models.llama import Llama, LlamaConfig
+    from jaxlora.models.llama import Llama
+    from jaxlora.models.llama_shape import LlamaConfig
     from jaxlora.models.lora_spec import LoraSpec
     from jaxlora.plan.topology import devices_of
     from jaxlora.train.flops import flops

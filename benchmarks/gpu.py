@@ -33,7 +33,7 @@ OUT_OF_MEMORY = {"failed": "out of memory"}
 
 def shape_of(options, remat="none"):
     """Return the LlamaConfig of the base."""
-    from jaxlora.models.llama import LlamaConfig
+    from jaxlora.models.llama_shape import LlamaConfig
 
     how = dict(remat=remat, attention=options.kernel)
     if options.tiny:

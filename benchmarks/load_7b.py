@@ -54,7 +54,7 @@ MEASURES = {
 
 def shape_of(layers):
     """Return the config of LLaMA-2 7B, with this many layers."""
-    from jaxlora.models.llama import LlamaConfig
+    from jaxlora.models.llama_shape import LlamaConfig
 
     return LlamaConfig(32000, 4096, 11008, layers, 32, 32, 128, dtype="bfloat16")
 

@@ -14,7 +14,8 @@ from jaxlora.data.notes import admission_part
 from jaxlora.data.prepare import prepare
 from jaxlora.errors import UserError
 from jaxlora.interop import huggingface
-from jaxlora.models.llama import Llama, LlamaConfig
+from jaxlora.models.llama import Llama
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.restore import RestoredRun
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlora import files
 from jaxlora.errors import UserError
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.rotary import Rope
 
 # What a config.json leaves out has the value that transformers gives it.

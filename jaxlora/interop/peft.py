@@ -17,7 +17,7 @@ from jaxlora.interop import peft_config
 from jaxlora.interop.tensors import TensorFiles
 from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.ia3 import Ia3Spec
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.lora_spec import LoraSize, LoraSpec
 
 _PREFIX = "base_model.model."

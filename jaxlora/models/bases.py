@@ -6,7 +6,8 @@ from flax import nnx
 
 from jaxlora.errors import UserError
 from jaxlora.models.bert import Bert, BertConfig
-from jaxlora.models.llama import Llama, LlamaConfig
+from jaxlora.models.llama import Llama
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.techniques import Spec
 
 Shape = LlamaConfig | BertConfig

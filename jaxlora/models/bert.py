@@ -18,9 +18,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxlora.models.attention_xla import MASKED
 from jaxlora.models.heads import ClassificationHead, dropout
 from jaxlora.models.layout import BATCH, constrain
-from jaxlora.models.llama import REMAT
 from jaxlora.models.lora import LoraLinear
 from jaxlora.models.lora_spec import BERT_MODULES, LoraSpec
+from jaxlora.models.remat import REMAT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,17 +14,15 @@ Parameters are float32, under `adapters/<name>` of the model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxlora.models.heads import dropout
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptFamily, PromptSpec, PTuningSpec
-
-if TYPE_CHECKING:
-    from jaxlora.models.llama import LlamaConfig
 
 
 class Affine(nnx.Module):
@@ -71,7 +69,7 @@ class Lstm(nnx.Module):
 class Prefix(nnx.Module):
     """`table: [n, layers * 2 * kv_heads * head_dim]`, or with a projection `[n, kv_heads * head_dim]`, from N(0, 1)."""
 
-    def __init__(self, spec: PrefixSpec, shape: "LlamaConfig", *, rngs: nnx.Rngs):
+    def __init__(self, spec: PrefixSpec, shape: LlamaConfig, *, rngs: nnx.Rngs):
         self.count, self.shape = spec.virtual_tokens, (shape.layers, 2, shape.kv_heads, shape.head_dim)
         width = shape.kv_heads * shape.head_dim
         self.table = _normal((self.count, width if spec.projection else shape.layers * 2 * width), rngs)
@@ -90,7 +88,7 @@ class Prefix(nnx.Module):
 class Prompt(nnx.Module):
     """`table: [n, embed]`, from N(0, 1), or from the base's embeddings (see `train.assemble`)."""
 
-    def __init__(self, spec: PromptSpec, shape: "LlamaConfig", *, rngs: nnx.Rngs):
+    def __init__(self, spec: PromptSpec, shape: LlamaConfig, *, rngs: nnx.Rngs):
         self.count = spec.virtual_tokens
         self.table = _normal((self.count, shape.embed), rngs)
 
@@ -102,7 +100,7 @@ class Prompt(nnx.Module):
 class PTuning(nnx.Module):
     """`table: [n, embed]`, from N(0, 1), and what makes embeddings of it."""
 
-    def __init__(self, spec: PTuningSpec, shape: "LlamaConfig", *, rngs: nnx.Rngs):
+    def __init__(self, spec: PTuningSpec, shape: LlamaConfig, *, rngs: nnx.Rngs):
         self.count, self.dropout = spec.virtual_tokens, spec.dropout
         self.table = _normal((self.count, shape.embed), rngs)
         hidden, width = spec.hidden, 2 * spec.hidden
@@ -133,7 +131,7 @@ class AdaptationPrompt(nnx.Module):
 
     count = 0
 
-    def __init__(self, spec: AdaptationPromptSpec, shape: "LlamaConfig", *, rngs: nnx.Rngs):
+    def __init__(self, spec: AdaptationPromptSpec, shape: LlamaConfig, *, rngs: nnx.Rngs):
         self.below = shape.layers - spec.layers
         self.prompt = _normal((spec.layers, spec.length, shape.embed), rngs)
         self.gate = nnx.Param(jnp.zeros(spec.layers, jnp.float32))
@@ -149,7 +147,7 @@ _MODULES = {
 Adapters = Mapping[str, Prefix | Prompt | PTuning | AdaptationPrompt]
 
 
-def make_prompts(specs: Mapping[str, PromptFamily], shape: "LlamaConfig", *, rngs: nnx.Rngs) -> nnx.Dict:
+def make_prompts(specs: Mapping[str, PromptFamily], shape: LlamaConfig, *, rngs: nnx.Rngs) -> nnx.Dict:
     """Returns the adapters of this family by name."""
     return nnx.Dict({name: _MODULES[type(spec)](spec, shape, rngs=rngs) for name, spec in specs.items()})
 

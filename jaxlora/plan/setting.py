@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxlora.chips import Chip
 from jaxlora.errors import UserError
-from jaxlora.models.llama import REMAT
+from jaxlora.models.remat import REMAT
 from jaxlora.partition import trains_base
 from jaxlora.plan.program import Aim
 from jaxlora.plan.roofline import Bound, bound

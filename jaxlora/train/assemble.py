@@ -19,11 +19,12 @@ from jaxlora.interop import huggingface
 from jaxlora.models.attention import choose
 from jaxlora.models.bases import Model, Shape, build
 from jaxlora.models.bert import BertConfig
-from jaxlora.models.llama import REMAT, LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.lora import LoraLinear, start_from_base
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.models.prompt_spec import PromptSpec
 from jaxlora.models.quantized import PRECISIONS
+from jaxlora.models.remat import REMAT
 from jaxlora.models.techniques import Spec, spec_of
 from jaxlora.train import checkpoint, mesh
 
