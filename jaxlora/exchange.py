@@ -23,8 +23,9 @@ from jaxlora.models.lora_spec import BERT_MODULES
 from jaxlora.models.prompt_spec import PromptFamily
 from jaxlora.models.techniques import spec_json, spec_of
 from jaxlora.restore import RestoredRun
-from jaxlora.train import checkpoint
+from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import load_base
+from jaxlora.train.belonging import belongs_to, check_frozen_base
 from jaxlora.train.mesh import shardings
 
 
@@ -47,7 +48,7 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     if checkpoint.exists(workdir):
         raise UserError(f"--workdir: {workdir} holds a run already; give a new folder")
     adapter = peft.read(directory, read_config(base))
-    belongs = checkpoint.belongs_to(base, Tokenizer(base))
+    belongs = belongs_to(base, Tokenizer(base))
     for what, value in belongs.items():
         if adapter.belongs.get(what, value) != value and not allow_base_mismatch:
             raise UserError(f"--base: {directory} belongs to another {what}; give that one, or --allow-base-mismatch")
@@ -57,7 +58,7 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     config.adapters[name] = adapter_config(**spec_json(adapter.spec))
     config.active = (name,)
     config.trainable = (name,) if adapter.head is None else (name, "head")
-    checkpoint.write_config(workdir, config)
+    run_config.write(workdir, config)
     values = sorted(peft.to_parameters(adapter, name).items())
     state = nnx.from_flat_state([(path, nnx.Param(jnp.asarray(value))) for path, value in values])
     specs = {name: spec_json(adapter.spec)}
@@ -102,7 +103,7 @@ def export_adapter(
       UserError: no run, no such adapter, an output that exists, or what `combine` raises.
     """
     adapters, head = _adapters(workdir, names)
-    base = checkpoint.read_config(workdir).base
+    base = run_config.read(workdir).base
     if not adapters:
         raise UserError(f"--workdir: {workdir} has no active adapter to export")
     for name, adapter in adapters.items():
@@ -165,14 +166,14 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
 
 def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapter], np.ndarray | None]:
     """The adapters of a run by name, the active ones or those named, and the run's head where it goes with them."""
-    config = checkpoint.read_config(workdir)
+    config = run_config.read(workdir)
     checkpoints = checkpoint.Checkpoints(workdir)
     try:
         step = checkpoints.choose(config.select)
         metadata, values = checkpoints.metadata(step), checkpoints.load_numpy(step)
     finally:
         checkpoints.close()
-    checkpoint.check_frozen_base(workdir, values)
+    check_frozen_base(workdir, values)
     if any(part in BERT_MODULES for path in values for part in path):
         raise UserError(f"--workdir: {workdir} is of a BERT, which is not exported; give a run of a LLaMA")
     names = list(names) or sorted(config.active)

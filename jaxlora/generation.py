@@ -19,8 +19,8 @@ from jaxlora.errors import UserError
 from jaxlora.interop.llama_config import stop_tokens
 from jaxlora.models.generate import make_generate, pad_left
 from jaxlora.restore import RestoredRun
-from jaxlora.train import checkpoint
 from jaxlora.train.assemble import assemble
+from jaxlora.train.belonging import belongs_to
 from jaxlora.train.devices import lay_out
 from jaxlora.train.mesh import put_batch, replicated, start_distributed
 
@@ -120,7 +120,7 @@ def _complete(prompts, sampling, workdir, base, config, allow_base_mismatch) -> 
             raise UserError("--base is not set; give it, or the --workdir of a run")
         tokenizer = Tokenizer(config.base)
         mesh = lay_out(config, 0)
-        belongs = {} if allow_base_mismatch else checkpoint.belongs_to(config.base, tokenizer)
+        belongs = {} if allow_base_mismatch else belongs_to(config.base, tokenizer)
         model = assemble(config, 0, mesh, True, belongs)
     stop = {*stop_tokens(config.base), tokenizer.eos} - {None}
     definition, state = nnx.split(model)

@@ -28,8 +28,9 @@ from jaxlora.interop.huggingface import read_shape
 from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.plan.refusal import check_fits
 from jaxlora.restore import RestoredRun
-from jaxlora.train import checkpoint
+from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import adapter_specs, assemble
+from jaxlora.train.belonging import belongs_to, describe
 from jaxlora.train.devices import lay_out, share_cores
 from jaxlora.train.loop import fit
 from jaxlora.train.mesh import check_batch, own_rows, start_distributed
@@ -60,7 +61,7 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     share_cores(config.base)
     resumed = checkpoint.exists(workdir)
     if resumed:
-        checkpoint.check_same_run(workdir, config)
+        run_config.check_same(workdir, config)
     prepared = open_dataset(config)
     task, labels = prepared.task, len(prepared.task.outputs)
     told = print if jax.process_index() == 0 else lambda _: None
@@ -71,7 +72,7 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     specs = adapter_specs(config, shape.layers, shape.modules)
     tokenizer = Tokenizer(config.base)
     notes, held_out = read_notes(config, prepared, tokenizer)
-    belongs = checkpoint.belongs_to(config.base, tokenizer)
+    belongs = belongs_to(config.base, tokenizer)
     # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
     model = assemble(config, labels, mesh, not resumed, {} if allow_base_mismatch else belongs, report=told)
     told(partition.table(model, config.active, config.trainable))
@@ -90,9 +91,9 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
         in_order = Batches(held_out, config.data.length, config.batch_size, seed=None, own=own, virtual=virtual)
         step = make_predict_step(nnx.graphdef(model), objective, mesh)
         validate = validation(step, in_order, task, mesh, features)
-    metadata = {**belongs, **checkpoint.describe(specs, task, notes)}
+    metadata = {**belongs, **describe(specs, task, notes)}
     if jax.process_index() == 0:
-        checkpoint.write_config(workdir, config)
+        run_config.write(workdir, config)
     training = Training(workdir, config, model, batches, validate, metadata)
     return fit(training, objective, mesh, allow_base_mismatch, features.of if features else None, profile)
 
@@ -115,7 +116,7 @@ def evaluate_run(
     Raises:
       UserError: `workdir` is no trained run, its base or tokenizer has changed, or the dataset has no such split.
     """
-    share_cores(base or checkpoint.read_config(workdir).base)
+    share_cores(base or run_config.read(workdir).base)
     run = RestoredRun(workdir, base, allow_base_mismatch)
     prepared = builders.load(run.config.data.dir, run.config.data.name)
     if (prepared.task.kind, prepared.task.outputs) != (run.kind, run.labels):
@@ -159,7 +160,7 @@ def predict_run(
     Raises:
       UserError: a missing column, a note without text, or a run that has no head.
     """
-    share_cores(base or checkpoint.read_config(workdir).base)
+    share_cores(base or run_config.read(workdir).base)
     run = RestoredRun(workdir, base, allow_base_mismatch)
     if run.kind == "lm":
         raise UserError(f"--workdir: {workdir} is a language-model run and has no head; give a downstream run")

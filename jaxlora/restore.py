@@ -9,8 +9,9 @@ from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import Predictions
-from jaxlora.train import checkpoint
+from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import assemble
+from jaxlora.train.belonging import belongs_to, check_belongs
 from jaxlora.train.devices import lay_out
 from jaxlora.train.mesh import own_rows, start_distributed
 from jaxlora.train.objective import Objective
@@ -31,7 +32,7 @@ class RestoredRun:
 
     def __init__(self, workdir: str, base: str = "", allow_base_mismatch: bool = False, head: bool = True):
         start_distributed()
-        self.config = checkpoint.read_config(workdir)
+        self.config = run_config.read(workdir)
         self.config.base = base or self.config.base
         # This machine need not be of the kind that trained.
         self.config.attention.kernel, self.config.attention.block = "auto", default().attention.block
@@ -42,8 +43,8 @@ class RestoredRun:
             metadata = checkpoints.metadata(step)
             self.tokenizer = Tokenizer(self.config.base)
             if not allow_base_mismatch:
-                found = checkpoint.belongs_to(self.config.base, self.tokenizer)
-                checkpoint.check_belongs(workdir, metadata, found)
+                found = belongs_to(self.config.base, self.tokenizer)
+                check_belongs(workdir, metadata, found)
             self.kind, self.labels = metadata["kind"], tuple(metadata["labels"])
             labels = len(self.labels) if head else 0
             self.mesh = lay_out(self.config, labels)

@@ -27,8 +27,9 @@ from jaxlora.eval.validation import validation
 from jaxlora.inputs import class_weights, open_dataset, read_notes
 from jaxlora.interop.llama_config import ARCHITECTURES, read_config, read_json
 from jaxlora.plan.refusal import check_fits
-from jaxlora.train import checkpoint
+from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import adapter_specs, assemble
+from jaxlora.train.belonging import belongs_to, describe
 from jaxlora.train.damage import Damaged
 from jaxlora.train.devices import lay_out, share_cores
 from jaxlora.train.members import fit_together
@@ -91,7 +92,7 @@ def read_members(config: ConfigDict, workdir: str, configs: Mapping[str, ConfigD
     for name, own in configs.items():
         check_fields(own)
         if checkpoint.exists(f"{workdir}/{name}"):
-            checkpoint.check_same_run(f"{workdir}/{name}", own)
+            run_config.check_same(f"{workdir}/{name}", own)
     share_cores(config.base)
     datasets = {name: open_dataset(own) for name, own in configs.items()}
     _check_tasks({name: prepared.task for name, prepared in datasets.items()})
@@ -125,7 +126,7 @@ def train_members(
     """
     if jax.process_index() == 0:
         for name, own in configs.items():
-            checkpoint.write_config(f"{workdir}/{name}", own)
+            run_config.write(f"{workdir}/{name}", own)
     rows = own_rows(ready.mesh, config.batch_size)
     batches = {
         name: Batches(notes, own.data.length, own.batch_size, len(task.outputs), own.epochs, own.seed, rows)
@@ -151,7 +152,7 @@ def _train(config, workdir, configs, ready: Ready, batches, allow_base_mismatch:
     specs = {name: adapter_specs(own, layers) for name, own in configs.items()}
     tasks = {name: data[name][0] for name in configs}
     labels = {name: len(task.outputs) for name, task in tasks.items()}
-    belongs = checkpoint.belongs_to(config.base, tokenizer)
+    belongs = belongs_to(config.base, tokenizer)
     told = print if jax.process_index() == 0 else lambda _: None
     template = assemble(template_config(list(configs.values())), max(labels.values()), mesh, False, report=told)
     base = partition.select(nnx.state(template), ["base"])
@@ -170,7 +171,7 @@ def _train(config, workdir, configs, ready: Ready, batches, allow_base_mismatch:
         if held_out is not None:
             in_order = Batches(held_out, own.data.length, own.batch_size, seed=None, own=batches[name].own)
             validate = validation(_of_own_labels(predict_step, task), in_order, task, mesh, features)
-        metadata = {**belongs, **checkpoint.describe(specs[name], task, notes)}
+        metadata = {**belongs, **describe(specs[name], task, notes)}
         members.append(Training(folder, own, model, batches[name], validate, metadata, name))
         weights.append(class_weights(own, task, notes))
     table = partition.table(template, config.active, config.trainable)

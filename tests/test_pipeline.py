@@ -18,7 +18,7 @@ from jaxlora.data.tokens import Tokenizer, tokenize
 from jaxlora.eval import calibration, metrics, scaling
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import load
-from jaxlora.train import checkpoint
+from jaxlora.train import run_config
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh
 from jaxlora.train.objective import Objective
@@ -57,7 +57,7 @@ def test_training_learns_the_notes(trained):
 
 
 def test_an_untrained_adapter_changes_nothing(trained):
-    config = checkpoint.read_config(trained.clinical)
+    config = run_config.read(trained.clinical)
     mesh = make_mesh(1, 1)
     model = assemble(config, 0, mesh)
     split = builders.load(trained.data, "notes").split("test")

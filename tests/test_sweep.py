@@ -13,7 +13,7 @@ import pytest
 from jaxlora import sweep
 from jaxlora.config import default, ia3
 from jaxlora.errors import UserError
-from jaxlora.train import checkpoint
+from jaxlora.train import run_config
 from jaxlora.train.checkpoint import Checkpoints
 
 TABLE = Path(__file__).parents[1] / "configs" / "table.py"
@@ -90,7 +90,7 @@ def test_a_member_is_the_run_that_train_makes_of_it(trained, flags, swept, store
         assert alone[part].keys() == member[part].keys()
         for leaf, value in alone[part].items():
             np.testing.assert_allclose(member[part][leaf], value, rtol=1e-4, atol=1e-5, err_msg=leaf)
-    assert checkpoint.read_config(swept / name).to_dict() == checkpoint.read_config(tmp_path).to_dict()
+    assert run_config.read(swept / name).to_dict() == run_config.read(tmp_path).to_dict()
     moved = [leaf for leaf in alone["model"] if "/downstream/" in leaf and leaf.endswith("/b")]
     assert moved and all(np.abs(alone["model"][leaf]).max() > 1e-3 for leaf in moved)
 

@@ -20,7 +20,7 @@ from jaxlora.interop.tensors import model_files
 from jaxlora.models.techniques import spec_of
 from jaxlora.partition import partition_of
 from jaxlora.rows import title_of
-from jaxlora.train import checkpoint
+from jaxlora.train import checkpoint, run_config
 
 # The figures of a kind that get an interval, with their titles; the first is the one that runs are compared by.
 FIGURES = {
@@ -92,7 +92,7 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
     Raises:
       UserError: it is no trained run, or was not evaluated.
     """
-    config = checkpoint.read_config(workdir)
+    config = run_config.read(workdir)
     evaluated = {
         path.stem.removeprefix("predictions-"): _evaluated(load(path), resamples)
         for path in sorted(Path(workdir).glob("predictions-*.npz"))
@@ -167,7 +167,7 @@ def _earlier(config: ConfigDict) -> dict[str, str]:
     found: dict[str, Any] = {}
     for name, adapter in config.adapters.items():
         if adapter.workdir and (Path(adapter.workdir) / "config.json").exists():
-            found[name] = checkpoint.read_config(adapter.workdir).data.name
+            found[name] = run_config.read(adapter.workdir).data.name
     return found
 
 

@@ -20,7 +20,7 @@ from jaxlora.reproduce.results import Table
 from jaxlora.reproduce.runs import SCALES, Job, clinical_line, jobs_of, needs_clinical
 from jaxlora.reproduce.tables import BASES, PLANS, TASKS, Line, Plan
 from jaxlora.reproduce.work import SCORE, make
-from jaxlora.train import checkpoint
+from jaxlora.train import run_config
 
 _NO_VERDICT = (
     "no verdicts: a generated cohort and small bases show that every row runs, and nothing about the paper's figures."
@@ -140,7 +140,7 @@ def _run(jobs: Sequence[Job], what: str, workdir: Path, resamples: int) -> None:
     missing, unique = {}, {job.folder: job for job in jobs}
     for place, job in unique.items():
         if (place / "config.json").exists():
-            checkpoint.check_same_run(str(place), job.config)
+            run_config.check_same(str(place), job.config)
         if not (place / SCORE).exists():
             name = str(place.relative_to(workdir))
             missing[name] = (job.config, str(place), name, resamples)

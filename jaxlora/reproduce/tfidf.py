@@ -22,7 +22,7 @@ from jaxlora.data.groups import encoded
 from jaxlora.errors import UserError
 from jaxlora.eval import metrics
 from jaxlora.eval.predictions import Predictions
-from jaxlora.train import checkpoint
+from jaxlora.train import run_config
 
 
 def fit(config: ConfigDict, folder: str) -> None:
@@ -63,7 +63,7 @@ def fit(config: ConfigDict, folder: str) -> None:
         predictions.save(Path(folder) / f"predictions-{split}.npz")
         files.write_json(Path(folder) / f"metrics-{split}.json", metrics.evaluate(predictions))
     files.write(Path(folder) / "log.jsonl", "\n".join(log) + "\n")
-    checkpoint.write_config(folder, config)
+    run_config.write(folder, config)
 
 
 def _read(prepared: Prepared, split: str) -> list[dict]:

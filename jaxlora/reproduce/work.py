@@ -14,7 +14,7 @@ from jaxlora.errors import UserError
 from jaxlora.eval import metrics, uncertainty
 from jaxlora.eval.predictions import Predictions, load
 from jaxlora.reproduce import adapters, tfidf
-from jaxlora.train import checkpoint
+from jaxlora.train import checkpoint, run_config
 
 SCORE = "score.json"
 _LATE = 0.1  # the share of the updates whose loss is the train perplexity
@@ -85,7 +85,7 @@ def _of_step_1(folder: str, predictions: Predictions, resamples: int, seconds: f
 
 def _trainable(folder: str) -> int:
     """Returns how many parameters of a run were trained, from its checkpoint."""
-    names = {f"adapter/{name}" for name in checkpoint.read_config(folder).trainable}
+    names = {f"adapter/{name}" for name in run_config.read(folder).trainable}
     checkpoints = checkpoint.Checkpoints(folder)
     try:
         stored = checkpoints.load_numpy(checkpoints.latest)

@@ -20,7 +20,7 @@ from jaxlora.search.record import COMPLETE, DIVERGED, PLANNED, Trial, best_of, r
 from jaxlora.search.space import Dimension, read_space, with_settings
 from jaxlora.search.suggest import METHODS, suggest
 from jaxlora.sweep import may_own, read_members, train_members, why_alone
-from jaxlora.train import checkpoint
+from jaxlora.train import run_config
 from jaxlora.train.checkpoint import Checkpoints
 from jaxlora.train.devices import share_cores
 from jaxlora.train.mesh import start_distributed
@@ -52,7 +52,7 @@ def search_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fal
         if not planned:
             break
         if first:
-            checkpoint.write_config(workdir, config)
+            run_config.write(workdir, config)
             write_trials(workdir, trials)
         for program in programs(planned, config):
             whole = _train(program, config, workdir, allow_base_mismatch)
@@ -89,7 +89,7 @@ def _check(config: ConfigDict, workdir: str) -> tuple[tuple[Dimension, ...], str
             "config.split.validation above 0"
         )
     if (epath.Path(workdir) / "config.json").exists():
-        checkpoint.check_same_run(workdir, config)
+        run_config.check_same(workdir, config)
     kind = prepared.task.kind
     return space, "perplexity" if kind == "lm" else "F1" if kind in ANNOTATED else "AUROC"
 

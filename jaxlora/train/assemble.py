@@ -26,7 +26,8 @@ from jaxlora.models.prompt_spec import PromptSpec
 from jaxlora.models.quantized import PRECISIONS
 from jaxlora.models.remat import REMAT
 from jaxlora.models.techniques import Spec, spec_of
-from jaxlora.train import checkpoint, mesh
+from jaxlora.train import mesh
+from jaxlora.train.belonging import load_adapter
 
 
 def adapter_specs(config: ConfigDict, layers: int, modules: Sequence[str] = LlamaConfig.modules) -> dict[str, Spec]:
@@ -127,7 +128,7 @@ def assemble(
 
     Raises:
       UserError: what `model_shape`, `attention.choose`, `adapter_specs`, `huggingface.load_base` and
-        `checkpoint.load_adapter` raise, or a quantised base that is to be trained.
+        `load_adapter` raise, or a quantised base that is to be trained.
     """
     shape = model_shape(config)
     if isinstance(shape, LlamaConfig):
@@ -152,7 +153,7 @@ def assemble(
         for name in [*specs, "head"] if labels else specs:
             own = ["head"] if name == "head" else [f"adapter/{name}", f"initial/{name}"]
             if name != "head" and config.adapters[name].workdir:
-                values |= checkpoint.load_adapter(config.adapters[name].workdir, name, specs[name], belongs or {})
+                values |= load_adapter(config.adapters[name].workdir, name, specs[name], belongs or {})
             else:
                 values |= _maker(shape, tuple(specs.items()), labels, tuple(own))(jax.random.key(config.seed))
     for path, leaf in nnx.to_flat_state(state):

@@ -1,11 +1,9 @@
-"""Orbax checkpoints of a run: adapters, head, optimizer, data iterator, and what they belong to.
+"""Orbax checkpoints of a run: adapters, head, optimizer and data iterator.
 
 A checkpoint holds every parameter that is not the base (and the base too, in a run that trains it), so a run's folder
-and the base directory are all that evaluation needs. Its metadata say which base, which tokenizer and which adapters
-it is of; a mismatch is an error that names the difference.
+and the base directory are all that evaluation needs. Its metadata say what it belongs to (`belonging.py`).
 """
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,30 +13,15 @@ import numpy as np
 from etils import epath
 from flax import nnx
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 from orbax.checkpoint import v1 as ocp
 
 from jaxlora import files
-from jaxlora.config import default, drops_out, flat, wrong_field
-from jaxlora.data.examples import Task
-from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
-from jaxlora.interop import huggingface
-from jaxlora.models.techniques import Spec, spec_json, spec_of
-from jaxlora.partition import partition_of
 from jaxlora.train.damage import Damaged, move_aside, say, without_score, writing
 
 Path = tuple[str, ...]
 METADATA = ("base", "tokenizer", "adapters", "kind", "labels", "training set")
 UNSCORED = -math.inf  # the score of a checkpoint that was saved without a validation
-# Fields that older runs lack; their defaults are what was done before there were any.
-_ADDED = (
-    *("quantize", "accumulate", "attention.", "mesh.rules.", "keep.", "wandb", "sweep"),
-    *("search.", "paper_accumulate"),
-)
-# What may differ in a run that goes on: where the arrays lie and what is kept of them, but not what is computed; and
-# how many trials a search makes.
-MAY_CHANGE = ("mesh.", "accumulate", "remat", "attention.", "loss_chunk", "keep.", "wandb", "search.budget")
 
 
 class Checkpoints:
@@ -208,6 +191,12 @@ class Checkpoints:
         multihost_utils.sync_global_devices(f"checkpoint {step} has its score")
         self._orbax.reload()
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
     def close(self) -> None:
         """Waits for the last save; raises what `wait` raises."""
         with writing(self.directory, lambda: self.latest):
@@ -238,140 +227,6 @@ def exists(workdir: str) -> bool:
 def _steps(directory: epath.Path) -> list[int]:
     """The steps that have a checkpoint, without a look at their scores, which may be damaged."""
     return [found.step for found in ocp.path.step.standard_name_format().find_all(directory)]
-
-
-def load_adapter(workdir: str, name: str, spec: Spec, belongs: Mapping[str, str]) -> dict[Path, np.ndarray]:
-    """Returns the parameters of adapter `name` of an earlier run, by path.
-
-    Args:
-      workdir: the earlier run. spec: the adapter's size in this run.
-      belongs: the fingerprints of this run's base and tokenizer, by name, or of those that must be the same.
-
-    Raises:
-      UserError: no such run or adapter, another size, or trained on another base or tokenizer.
-    """
-    where = f"config.adapters.{name}"
-    if not (epath.Path(workdir) / "checkpoints").exists():
-        raise UserError(f"{where}.workdir: {workdir} has no checkpoints; train that run first")
-    checkpoints = Checkpoints(workdir)
-    try:
-        step = checkpoints.choose(read_config(workdir).select)
-        metadata = checkpoints.metadata(step)
-        found = metadata["adapters"].get(name)
-        if found is None:
-            present = ", ".join(sorted(metadata["adapters"])) or "none"
-            raise UserError(f"{where}.workdir: {workdir} has no adapter {name!r}, but {present}")
-        for what, value in belongs.items():
-            if metadata[what] != value:
-                raise UserError(
-                    f"{where}.workdir: {workdir} was trained on another {what} than config.base has; give that one, or "
-                    "--allow-base-mismatch"
-                )
-        stored = checkpoints.load_numpy(step)
-    finally:
-        checkpoints.close()
-    check_frozen_base(workdir, stored)
-    own = f"adapter/{name}", f"initial/{name}"
-    values = {path: value for path, value in stored.items() if partition_of(path) in own}
-    before, layers = spec_of(found), len(next(iter(values.values())))
-    if before.form(layers) != spec.form(layers):
-        raise UserError(f"{where} differs from what {workdir} was trained with; give {before.described()}")
-    return values
-
-
-def belongs_to(base: str, tokenizer: Tokenizer) -> dict[str, str]:
-    """Returns the fingerprints of a base and its tokenizer, by the names that the metadata have for them."""
-    return {"base": huggingface.fingerprint(base), "tokenizer": tokenizer.fingerprint}
-
-
-def describe(specs: Mapping[str, Spec], task: Task, notes: TokenizedNotes) -> dict[str, Any]:
-    """Returns what a run's checkpoints say of it, beside its base and tokenizer."""
-    return {
-        "adapters": {name: spec_json(spec) for name, spec in specs.items()},
-        "kind": task.kind,
-        "labels": list(task.outputs),
-        "training set": notes.fingerprint,
-    }
-
-
-def check_frozen_base(workdir: str, stored: Mapping[Path, np.ndarray]) -> None:
-    """Checks that the adapters of a run are of the base it names, and not of one that it trained.
-
-    Raises:
-      UserError: the checkpoint holds a base.
-    """
-    if any(partition_of(path) == "base" for path in stored):
-        raise UserError(f"{workdir} trained its base, which no adapter holds; its adapters are of no use without it")
-
-
-def write_config(workdir: str, config: ConfigDict) -> None:
-    """Writes the run's config to `WORKDIR/config.json`."""
-    files.write_json(epath.Path(workdir) / "config.json", json.loads(config.to_json_best_effort()))
-
-
-def read_config(workdir: str) -> ConfigDict:
-    """Reads the run's config.
-
-    Raises:
-      UserError: the folder is not a run's, or its config is damaged.
-    """
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"--workdir: {workdir} has no config.json; give the folder of a run that `train` made")
-    try:
-        raw = json.loads(path.read_text())
-        for field, value in flat(default()).items():
-            if field.startswith(_ADDED):
-                _set_missing(raw, field.split("."), value)
-        config = ConfigDict(raw)
-        wrong = wrong_field(config)
-    except (ValueError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged; copy it again") from None
-    if wrong:
-        raise UserError(f"{path}: {wrong}; the file is damaged, or of another version")
-    return config
-
-
-def _set_missing(raw: dict[str, Any], path: list[str], value: Any) -> None:
-    for name in path[:-1]:
-        raw = raw.setdefault(name, {})
-    raw.setdefault(path[-1], value)
-
-
-def check_same_run(workdir: str, config: ConfigDict) -> None:
-    """Checks that a run that is to be resumed has the config it was started with, but for `MAY_CHANGE`.
-
-    Raises:
-      UserError: a field differs; it is named with both values.
-    """
-    before, now = flat(read_config(workdir)), flat(json.loads(config.to_json_best_effort()))
-    differing = [field for field in sorted(before.keys() | now.keys()) if before.get(field) != now.get(field)]
-    may = MAY_CHANGE
-    if "accumulate" in differing and drops_out(config, huggingface.read_shape(config.base).drops_out):
-        may = tuple(field for field in may if field != "accumulate")  # each part draws masks of its own
-    for field in differing:
-        if not field.startswith(may):
-            raise UserError(
-                f"--workdir: {workdir} was started with config.{field} = {before.get(field)!r}, "
-                f"not {now.get(field)!r}; use a new workdir"
-            )
-
-
-def check_belongs(workdir: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Checks that a checkpoint was made with the base, tokenizer and labels of now.
-
-    Args:
-      before: the checkpoint's metadata. now: the same of now, or a part of them.
-
-    Raises:
-      UserError: one differs; it is named.
-    """
-    for what, value in now.items():
-        if before[what] != value:
-            override = ", or --allow-base-mismatch" if what in ("base", "tokenizer") else ""
-            raise UserError(
-                f"--workdir: {workdir} was trained with another {what}; give back that one, or train anew{override}"
-            )
 
 
 def _score(metrics: dict[str, float]) -> float:

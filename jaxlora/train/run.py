@@ -16,7 +16,8 @@ from jaxlora import partition
 from jaxlora.data.loader import Batches
 from jaxlora.errors import UserError
 from jaxlora.models.bases import Model
-from jaxlora.train.checkpoint import UNSCORED, Checkpoints, check_belongs
+from jaxlora.train.belonging import check_belongs
+from jaxlora.train.checkpoint import UNSCORED, Checkpoints
 from jaxlora.train.damage import Damaged, say, writing
 from jaxlora.train.logs import RunLog
 from jaxlora.train.step import TrainState

@@ -14,7 +14,7 @@ from jaxlora.data.builders import Prepared
 from jaxlora.search import search
 from jaxlora.search.record import Trial
 from jaxlora.search.search import programs
-from jaxlora.train import checkpoint
+from jaxlora.train import run_config
 
 RATES = ("learning_rate", ("log", 1e-3, 1e-1))
 RANKS = ("adapters.downstream.rank", (2, 4))
@@ -70,7 +70,7 @@ def test_a_trial_is_the_run_that_train_makes_of_it(small, searched, stored, tmp_
     own = trials_of(searched)["trial-003"]["settings"]
     given = [*small.flags("lora"), "--config.epochs=1", *(f"--config.{field}={value}" for field, value in own.items())]
     assert small.run("train", *given, f"--workdir={tmp_path}") == 0
-    assert checkpoint.read_config(searched / "trial-003").to_dict() == checkpoint.read_config(tmp_path).to_dict()
+    assert run_config.read(searched / "trial-003").to_dict() == run_config.read(tmp_path).to_dict()
     np.testing.assert_allclose(validations(searched / "trial-003"), validations(tmp_path), atol=1e-5)
     member, alone = stored(searched / "trial-003")["model"], stored(tmp_path)["model"]
     for leaf, value in alone.items():

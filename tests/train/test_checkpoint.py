@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlora.errors import UserError
 from jaxlora.models.lora_spec import LoraSpec
-from jaxlora.train import checkpoint
+from jaxlora.train import run_config
+from jaxlora.train.belonging import load_adapter
 from jaxlora.train.checkpoint import Checkpoints
 
 # Orbax leaves the tasks unfinished that were reading a damaged file.
@@ -176,13 +177,13 @@ def test_an_adapter_that_does_not_fit(trained, tmp_path, refused, flags, message
 
 def test_an_adapter_fits_however_its_layers_are_named(trained):
     spec = LoraSpec(4, 32.0, targets=("v_proj", "layers.*q_proj"), ranks=((".*", 16),))
-    found = checkpoint.load_adapter(str(trained.clinical), "clinical", spec, {})
+    found = load_adapter(str(trained.clinical), "clinical", spec, {})
     assert {path[1] for path in found} == {"q_proj", "v_proj"}
 
 
 def test_an_adapter_of_another_tokenizer(trained):
     with pytest.raises(UserError, match="was trained on another tokenizer than config.base has; give that one, or --a"):
-        checkpoint.load_adapter(str(trained.clinical), "clinical", LoraSpec(16, 32.0), {"tokenizer": "another"})
+        load_adapter(str(trained.clinical), "clinical", LoraSpec(16, 32.0), {"tokenizer": "another"})
 
 
 def test_an_adapter_of_another_base(trained, tmp_path, refused):
@@ -265,22 +266,22 @@ def test_what_does_not_change_the_result_may_change_in_a_run_that_goes_on(traine
     "field", ["mesh.fsdp", "mesh.rules.embed", "accumulate", "attention.kernel", "keep.last", "wandb"]
 )
 def test_a_field_that_may_change(trained, field):
-    config = checkpoint.read_config(trained.clinical)
+    config = run_config.read(trained.clinical)
     *folders, name = field.split(".")
     place = config
     for folder in folders:
         place = place[folder]
     place[name] = "other" if isinstance(place[name], str) else place[name] + 1
-    assert checkpoint.check_same_run(trained.clinical, config) is None
+    assert run_config.check_same(trained.clinical, config) is None
 
 
 # The downstream adapter has dropout, and each part of an update draws masks of its own.
 @pytest.mark.parametrize("field", ["batch_size", "seed", "dtype", "quantize", "epochs", "learning_rate", "accumulate"])
 def test_a_field_that_may_not_change(trained, field):
-    config = checkpoint.read_config(trained.downstream)
+    config = run_config.read(trained.downstream)
     config[field] = "other" if isinstance(config[field], str) else config[field] * 2 + 1
     with pytest.raises(UserError, match=f"was started with config.{field} = "):
-        checkpoint.check_same_run(trained.downstream, config)
+        run_config.check_same(trained.downstream, config)
 
 
 def test_a_truncated_checkpoint_of_step_1(trained, tmp_path, refused):
