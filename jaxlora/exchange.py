@@ -63,11 +63,8 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     state = nnx.from_flat_state([(path, nnx.Param(jnp.asarray(value))) for path, value in values])
     specs = {name: spec_json(adapter.spec)}
     metadata = {**belongs, "adapters": specs, "kind": kind, "labels": labels, "training set": "of a PEFT adapter"}
-    checkpoints = checkpoint.Checkpoints(workdir)
-    try:
+    with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(0, state, {}, {}, 0.0, metadata)
-    finally:
-        checkpoints.close()
     return f"config.adapters.{name} = {adapter.spec.described(workdir=workdir)}"
 
 
@@ -167,12 +164,9 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
 def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapter], np.ndarray | None]:
     """The adapters of a run by name, the active ones or those named, and the run's head where it goes with them."""
     config = run_config.read(workdir)
-    checkpoints = checkpoint.Checkpoints(workdir)
-    try:
+    with checkpoint.Checkpoints(workdir) as checkpoints:
         step = checkpoints.choose(config.select)
         metadata, values = checkpoints.metadata(step), checkpoints.load_numpy(step)
-    finally:
-        checkpoints.close()
     check_frozen_base(workdir, values)
     if any(part in BERT_MODULES for path in values for part in path):
         raise UserError(f"--workdir: {workdir} is of a BERT, which is not exported; give a run of a LLaMA")

@@ -9,6 +9,7 @@ from jaxlora.data.examples import ANNOTATED, Task
 from jaxlora.data.mixture import mix
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer, tokenize
 from jaxlora.errors import UserError
+from jaxlora.terminal import tell
 from jaxlora.train.objective import balanced_weights
 
 
@@ -57,9 +58,8 @@ def _mixed(config: ConfigDict, task: Task, notes: TokenizedNotes, tokenizer: Tok
         corpora.append(read_split(config, other, "train", tokenizer))
         weights.append(weight)
     mixed = mix(corpora, weights, config.seed)
-    if jax.process_index() == 0:
-        for name, corpus, weight in zip(names, corpora, weights, strict=True):
-            print(f"{name}: {len(corpus.tokens):,} tokens, weight {weight:g}")
+    for name, corpus, weight in zip(names, corpora, weights, strict=True):
+        tell(f"{name}: {len(corpus.tokens):,} tokens, weight {weight:g}")
     return mixed
 
 

@@ -28,6 +28,7 @@ from jaxlora.interop.huggingface import read_shape
 from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.plan.refusal import check_fits
 from jaxlora.restore import RestoredRun
+from jaxlora.terminal import tell
 from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import adapter_specs, assemble
 from jaxlora.train.belonging import belongs_to, describe
@@ -64,8 +65,7 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
         run_config.check_same(workdir, config)
     prepared = open_dataset(config)
     task, labels = prepared.task, len(prepared.task.outputs)
-    told = print if jax.process_index() == 0 else lambda _: None
-    mesh = lay_out(config, labels, config.trainable, report=told)
+    mesh = lay_out(config, labels, config.trainable, report=tell)
     check_batch(mesh, config.batch_size, config.accumulate)
     check_fits(config, labels, mesh)
     shape = read_shape(config.base)
@@ -74,8 +74,8 @@ def train_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fals
     notes, held_out = read_notes(config, prepared, tokenizer)
     belongs = belongs_to(config.base, tokenizer)
     # A checkpoint holds every adapter, the earlier runs' too: those runs are not needed any more.
-    model = assemble(config, labels, mesh, not resumed, {} if allow_base_mismatch else belongs, report=told)
-    told(partition.table(model, config.active, config.trainable))
+    model = assemble(config, labels, mesh, not resumed, {} if allow_base_mismatch else belongs, report=tell)
+    tell(partition.table(model, config.active, config.trainable))
 
     objective = Objective(task.kind, tuple(config.active), class_weights(config, task, notes), config.loss_chunk)
     own, virtual = own_rows(mesh, config.batch_size), virtual_tokens(config)

@@ -9,9 +9,10 @@ from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.eval.predict import make_predict_step, predict
 from jaxlora.eval.predictions import Predictions
-from jaxlora.train import checkpoint, run_config
+from jaxlora.train import run_config
 from jaxlora.train.assemble import assemble
 from jaxlora.train.belonging import belongs_to, check_belongs
+from jaxlora.train.checkpoint import Checkpoints
 from jaxlora.train.devices import lay_out
 from jaxlora.train.mesh import own_rows, start_distributed
 from jaxlora.train.objective import Objective
@@ -37,8 +38,7 @@ class RestoredRun:
         # This machine need not be of the kind that trained.
         self.config.attention.kernel, self.config.attention.block = "auto", default().attention.block
         self.config.mesh.fsdp, self.config.mesh.tensor = 0, 1
-        checkpoints = checkpoint.Checkpoints(workdir)
-        try:
+        with Checkpoints(workdir) as checkpoints:
             step = checkpoints.choose(self.config.select)
             metadata = checkpoints.metadata(step)
             self.tokenizer = Tokenizer(self.config.base)
@@ -56,8 +56,6 @@ class RestoredRun:
                     f"--workdir: {workdir} trained its base under a head; it has no language model any more"
                 )
             kept = checkpoints.restore_model(step, partition.select(state, stored))
-        finally:
-            checkpoints.close()
         frozen = partition.select(state, set(partition.partitions(model)) - stored)
         self.model = nnx.merge(definition, nnx.merge_state(kept, frozen))
 

@@ -27,6 +27,7 @@ from jaxlora.eval.validation import validation
 from jaxlora.inputs import class_weights, open_dataset, read_notes
 from jaxlora.interop.llama_config import ARCHITECTURES, read_config, read_json
 from jaxlora.plan.refusal import check_fits
+from jaxlora.terminal import tell
 from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import adapter_specs, assemble
 from jaxlora.train.belonging import belongs_to, describe
@@ -97,8 +98,7 @@ def read_members(config: ConfigDict, workdir: str, configs: Mapping[str, ConfigD
     datasets = {name: open_dataset(own) for name, own in configs.items()}
     _check_tasks({name: prepared.task for name, prepared in datasets.items()})
     labels = max(len(prepared.task.outputs) for prepared in datasets.values())
-    told = print if jax.process_index() == 0 else lambda _: None
-    mesh = lay_out(config, labels, config.trainable, members=len(configs), report=told)
+    mesh = lay_out(config, labels, config.trainable, members=len(configs), report=tell)
     check_batch(mesh, config.batch_size, config.accumulate)
     check_fits(config, labels, mesh, members=len(configs))
     tokenizer, read, data = Tokenizer(config.base), {}, {}
@@ -138,8 +138,7 @@ def train_members(
 
     left = unfinished()
     if not left:
-        if jax.process_index() == 0:
-            print(f"{workdir}: every member is complete")
+        tell(f"{workdir}: every member is complete")
         return {}, []
     failed = _train(config, workdir, {name: configs[name] for name in left}, ready, batches, allow_base_mismatch)
     return failed, [name for name in unfinished() if name not in failed]
@@ -153,8 +152,7 @@ def _train(config, workdir, configs, ready: Ready, batches, allow_base_mismatch:
     tasks = {name: data[name][0] for name in configs}
     labels = {name: len(task.outputs) for name, task in tasks.items()}
     belongs = belongs_to(config.base, tokenizer)
-    told = print if jax.process_index() == 0 else lambda _: None
-    template = assemble(template_config(list(configs.values())), max(labels.values()), mesh, False, report=told)
+    template = assemble(template_config(list(configs.values())), max(labels.values()), mesh, False, report=tell)
     base = partition.select(nnx.state(template), ["base"])
     kind = next(iter(tasks.values())).kind
     objective = Objective(kind, tuple(config.active), (), config.loss_chunk)
@@ -175,7 +173,7 @@ def _train(config, workdir, configs, ready: Ready, batches, allow_base_mismatch:
         members.append(Training(folder, own, model, batches[name], validate, metadata, name))
         weights.append(class_weights(own, task, notes))
     table = partition.table(template, config.active, config.trainable)
-    told(f"{len(members)} members over one base, each at most:\n{table}")
+    tell(f"{len(members)} members over one base, each at most:\n{table}")
     kinds = [task.kind for task in tasks.values()]
     settings = make_settings(
         list(configs.values()), list(specs.values()), template, kinds, weights, list(labels.values())
@@ -286,10 +284,7 @@ def _complete(workdir: str, updates: int) -> bool:
     if not checkpoint.exists(workdir):
         return False
     try:
-        checkpoints = checkpoint.Checkpoints(workdir)
-        try:
+        with checkpoint.Checkpoints(workdir) as checkpoints:
             return checkpoints.latest == updates and checkpoints.metadata(updates)["score"] != checkpoint.UNSCORED
-        finally:
-            checkpoints.close()
     except Damaged:  # going on from the one before is left to the training
         return False

@@ -20,7 +20,8 @@ from jaxlora.interop.tensors import model_files
 from jaxlora.models.techniques import spec_of
 from jaxlora.partition import partition_of
 from jaxlora.rows import title_of
-from jaxlora.train import checkpoint, run_config
+from jaxlora.train import run_config
+from jaxlora.train.checkpoint import Checkpoints
 
 # The figures of a kind that get an interval, with their titles; the first is the one that runs are compared by.
 FIGURES = {
@@ -99,12 +100,9 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
     }
     if not evaluated:
         raise UserError(f"--workdir: {workdir} was not evaluated; run `jaxlora evaluate --workdir={workdir}` first")
-    checkpoints = checkpoint.Checkpoints(workdir)
-    try:
+    with Checkpoints(workdir) as checkpoints:
         update = checkpoints.choose(config.select)
         metadata, shapes = checkpoints.metadata(update), checkpoints.shapes(update)
-    finally:
-        checkpoints.close()
     partitions: dict[str, int] = {}
     for name, shape in shapes.items():
         of = partition_of(tuple(name.split("/")))

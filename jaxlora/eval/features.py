@@ -17,6 +17,7 @@ from jaxlora.config import drops_out
 from jaxlora.data.examples import OUTCOMES
 from jaxlora.data.loader import Batches
 from jaxlora.eval.predict import by_note
+from jaxlora.terminal import tell
 from jaxlora.train.mesh import replicated, traced_on
 from jaxlora.train.objective import Objective
 
@@ -73,7 +74,6 @@ class Features:
             batches.notes, batches.length, batches.batch_size, seed=None, own=batches.own, virtual=batches.virtual
         )
         values = by_note(self._step, state, in_order, self._mesh, "features", check)["features"]
-        if jax.process_index() == 0:
-            size = f"{values.nbytes / 1e6:,.3g} MB"
-            print(f"the head alone is trained: the features of {len(values):,} notes are kept, {size}")
+        size = f"{values.nbytes / 1e6:,.3g} MB"
+        tell(f"the head alone is trained: the features of {len(values):,} notes are kept, {size}")
         return FeatureBatches(batches, values)

@@ -86,9 +86,6 @@ def _of_step_1(folder: str, predictions: Predictions, resamples: int, seconds: f
 def _trainable(folder: str) -> int:
     """Returns how many parameters of a run were trained, from its checkpoint."""
     names = {f"adapter/{name}" for name in run_config.read(folder).trainable}
-    checkpoints = checkpoint.Checkpoints(folder)
-    try:
+    with checkpoint.Checkpoints(folder) as checkpoints:
         stored = checkpoints.load_numpy(checkpoints.latest)
-    finally:
-        checkpoints.close()
     return sum(value.size for path, value in stored.items() if partition.partition_of(path) in names)

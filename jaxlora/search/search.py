@@ -140,8 +140,5 @@ def _alone(
 
 def _score(workdir: str, config: ConfigDict) -> float:
     """Returns the validation score of the checkpoint that `evaluate` takes."""
-    checkpoints = Checkpoints(workdir)
-    try:
+    with Checkpoints(workdir) as checkpoints:
         return checkpoints.metadata(checkpoints.choose(config.select))["score"]
-    finally:
-        checkpoints.close()

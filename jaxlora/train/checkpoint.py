@@ -17,7 +17,8 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxlora import files
 from jaxlora.errors import UserError
-from jaxlora.train.damage import Damaged, move_aside, say, without_score, writing
+from jaxlora.terminal import warn
+from jaxlora.train.damage import Damaged, move_aside, without_score, writing
 
 Path = tuple[str, ...]
 METADATA = ("base", "tokenizer", "adapters", "kind", "labels", "training set")
@@ -47,7 +48,7 @@ class Checkpoints:
             if keep is None or not set(_steps(self.directory)) - set(damaged):
                 raise Damaged(self.directory, damaged[-1], "has no score: it is damaged") from None
             for step in damaged:
-                say(f"checkpoint {step} has no score: it is damaged; delete {move_aside(self.directory, step)}")
+                warn(f"checkpoint {step} has no score: it is damaged; delete {move_aside(self.directory, step)}")
             self._orbax = self._open(keep)
 
     def _open(self, keep: Mapping[str, int] | None) -> ocp.training.Checkpointer:

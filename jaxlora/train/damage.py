@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -72,9 +71,3 @@ def move_aside(directory: epath.Path, step: int) -> epath.Path:
         (directory / str(step)).rename(target)
     multihost_utils.sync_global_devices(f"checkpoint {step} is set aside")
     return target
-
-
-def say(line: str) -> None:
-    """Tells the user something that does not end the run, once for all hosts."""
-    if jax.process_index() == 0:
-        print(f"jaxlora: {line}", file=sys.stderr)

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from jaxlora.train.damage import say
+from jaxlora.terminal import tell, warn
 from jaxlora.train.mesh import put_batch
 from jaxlora.train.objective import Objective
 from jaxlora.train.profile import Profile
@@ -91,10 +91,10 @@ def fit(
             if run.step == run.start + 1:
                 jax.block_until_ready(run.state)
                 throughput.start()
-    if jax.process_index() == 0 and (line := throughput.line()):
-        print(line)
+    if line := throughput.line():
+        tell(line)
     if termination.noticed and (training.validate or run.saved != run.updates):
-        say(_stopped(run.saved, run.updates))
+        warn(_stopped(run.saved, run.updates))
     return not run.running and not run.unscored
 
 

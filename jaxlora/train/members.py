@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from jaxlora import partition
 from jaxlora.models.llama import Llama
-from jaxlora.train.damage import say
+from jaxlora.terminal import tell, warn
 from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer, schedule
 from jaxlora.train.run import Keep, NotFinite, Run, Training
@@ -105,8 +105,8 @@ def fit_together(
                 jax.block_until_ready(together.state)
                 throughput.start()
                 first = False
-    if jax.process_index() == 0 and (line := throughput.line()):
-        print(line)
+    if line := throughput.line():
+        tell(line)
     _say_what_is_left(runs)
     return {run.training.name: run.failure for run in runs if run.failure}
 
@@ -114,9 +114,9 @@ def fit_together(
 def _say_what_is_left(runs: Sequence["_Member"]) -> None:
     """Tells the user what SIGTERM kept the members from."""
     if any(run.running for run in runs):
-        say("stopped by SIGTERM, what was trained is saved; the same command goes on from there")
+        warn("stopped by SIGTERM, what was trained is saved; the same command goes on from there")
     if left_out := [run.training.name for run in runs if run.failure is None and not run.running and run.unscored]:
-        say(f"SIGTERM left out the last validation of {', '.join(left_out)}; the same command makes it up")
+        warn(f"SIGTERM left out the last validation of {', '.join(left_out)}; the same command makes it up")
 
 
 class _Member(Run):

@@ -16,9 +16,10 @@ from jaxlora import partition
 from jaxlora.data.loader import Batches
 from jaxlora.errors import UserError
 from jaxlora.models.bases import Model
+from jaxlora.terminal import warn
 from jaxlora.train.belonging import check_belongs
 from jaxlora.train.checkpoint import UNSCORED, Checkpoints
-from jaxlora.train.damage import Damaged, say, writing
+from jaxlora.train.damage import Damaged, writing
 from jaxlora.train.logs import RunLog
 from jaxlora.train.step import TrainState
 from jaxlora.train.termination import Terminated, Termination
@@ -226,7 +227,7 @@ class Run:
         else:
             raise damaged[max(damaged)]
         for later, error in damaged.items():
-            say(f"checkpoint {later} {error.why}; going on from {step}; delete {checkpoints.set_aside(later)}")
+            warn(f"checkpoint {later} {error.why}; going on from {step}; delete {checkpoints.set_aside(later)}")
         self.step, self._score = step, before["score"]
         self.state, self.frozen, self._data = restored
 
