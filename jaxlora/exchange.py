@@ -21,7 +21,7 @@ from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.llama import Llama
 from jaxlora.models.lora_spec import BERT_MODULES
 from jaxlora.models.prompt_spec import PromptFamily
-from jaxlora.models.techniques import spec_json, spec_of
+from jaxlora.models.techniques import described, spec_json, spec_of
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import load_base
@@ -65,7 +65,7 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     metadata = {**belongs, "adapters": specs, "kind": kind, "labels": labels, "training set": "of a PEFT adapter"}
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(0, state, {}, {}, 0.0, metadata)
-    return f"config.adapters.{name} = {adapter.spec.described(workdir=workdir)}"
+    return f"config.adapters.{name} = {described(adapter.spec, workdir=workdir)}"
 
 
 def _kind_and_labels(directory: str, adapter: peft.Adapter) -> tuple[str, list[str]]:

@@ -17,7 +17,7 @@ from jaxlora.eval.subgroups import Group
 from jaxlora.eval.uncertainty import Interval
 from jaxlora.interop import huggingface
 from jaxlora.interop.tensors import model_files
-from jaxlora.models.techniques import spec_of
+from jaxlora.models.techniques import described, spec_of
 from jaxlora.partition import partition_of
 from jaxlora.rows import title_of
 from jaxlora.train import run_config
@@ -117,7 +117,7 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
         base=huggingface.public_name(config.base),
         base_parameters=_parameters(config.base),
         base_fingerprint=metadata["base"],
-        adapters={name: spec_of(fields).described() for name, fields in metadata["adapters"].items()},
+        adapters={name: described(spec_of(fields)) for name, fields in metadata["adapters"].items()},
         earlier=_earlier(config),
         partitions=dict(sorted(partitions.items())),
         trained=frozenset().union(*(partition.matched(pattern, present) for pattern in trainable)),

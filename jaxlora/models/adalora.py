@@ -51,12 +51,6 @@ class AdaLoraSpec(LoraSpec):
         """Returns what two descriptions of one trained adapter share, however they name its layers."""
         return "adalora", self.sizes(layers)
 
-    def described(self, **more: str) -> str:
-        """Returns the adapter as a line of a config has it, without what is usual."""
-        usual = dataclasses.asdict(AdaLoraSpec())
-        given = {field: value for field, value in dataclasses.asdict(self).items() if value != usual[field]} | more
-        return f"adalora({', '.join(f'{field}={value!r}' for field, value in given.items())})"
-
     def check(self, layers: int, where: str, *modules) -> None:
         """Checks that the spec fits a model, and that the budget can fall; the arguments are those of `LoraSpec.check`.
 

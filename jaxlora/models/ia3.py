@@ -48,12 +48,6 @@ class Ia3Spec:
         """Returns what two descriptions of one trained adapter share, however they name its layers."""
         return "ia3", self.modules(layers), set(self.feedforward)
 
-    def described(self, **more: str) -> str:
-        """Returns the adapter as a line of a config has it, without what is usual."""
-        usual = dataclasses.asdict(Ia3Spec())
-        given = {field: value for field, value in dataclasses.asdict(self).items() if value != usual[field]} | more
-        return f"ia3({', '.join(f'{field}={value!r}' for field, value in given.items())})"
-
     def check(self, layers: int, where: str) -> None:
         """Checks that the spec fits a model.
 

@@ -101,12 +101,6 @@ class LoraSpec:
         """Returns what two descriptions of one trained adapter share, however they name its layers."""
         return self.sizes(layers), self.dora, self.init != "lora"
 
-    def described(self, **more: str) -> str:
-        """Returns the adapter as a line of a config has it, without what is usual."""
-        usual = dataclasses.asdict(LoraSpec(0, 0.0))
-        given = {field: value for field, value in dataclasses.asdict(self).items() if value != usual[field]} | more
-        return f"adapter({', '.join(f'{field}={value!r}' for field, value in given.items())})"
-
     def check(self, layers: int, where: str, modules: Iterable[str] = tuple(MODULES)) -> None:
         """Checks that the spec fits a model.
 

@@ -19,13 +19,6 @@ class _Described:
     # What an adapter started from, or is trained with, and does not show when it is done.
     _passing: ClassVar[tuple[str, ...]] = ()
 
-    def described(self, **more: str) -> str:
-        """Returns the adapter as a line of a config has it, without what is usual."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        usual = {field.name: field.default for field in dataclasses.fields(self)}
-        given = {name: value for name, value in given.items() if value != usual[name]} | more
-        return f"{self.technique}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
-
     def form(self, layers: int) -> tuple:
         """Returns what two descriptions of one trained adapter share."""
         fields = [field.name for field in dataclasses.fields(self) if field.name not in self._passing]

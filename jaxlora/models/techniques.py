@@ -1,8 +1,7 @@
 """The techniques an adapter can be of, by name, and their descriptions as JSON data.
 
 A description (`LoraSpec` and its like) is a frozen dataclass. It has `dropout`, `check(layers, where)`, which raises a
-`UserError` where it does not fit a model, `form(layers)`, what two descriptions of one trained adapter share, and
-`described(**more)`, the line of a config that makes it.
+`UserError` where it does not fit a model, and `form(layers)`, what two descriptions of one trained adapter share.
 """
 
 import dataclasses
@@ -44,6 +43,23 @@ def spec_of(fields: Mapping[str, Any]) -> Spec:
 
 def spec_json(spec: Spec) -> dict[str, Any]:
     """Returns an adapter's description as JSON data, for `spec_of`; a LoRA's names no technique."""
-    technique = next(name for name, kind in TECHNIQUES.items() if type(spec) is kind)
+    technique = _technique_of(spec)
     named = {} if technique == "lora" else {"technique": technique}
     return named | json.loads(json.dumps(dataclasses.asdict(spec)))
+
+
+def described(spec: Spec, **more: str) -> str:
+    """Returns the adapter as a line of a config has it, without what is usual.
+
+    Args:
+      more: fields of the line beside those of the description.
+    """
+    fields = {field.name: (getattr(spec, field.name), field.default) for field in dataclasses.fields(spec)}
+    given = {name: value for name, (value, usual) in fields.items() if value != usual} | more
+    technique = _technique_of(spec)
+    maker = "adapter" if technique == "lora" else technique
+    return f"{maker}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
+def _technique_of(spec: Spec) -> str:
+    return next(name for name, kind in TECHNIQUES.items() if type(spec) is kind)

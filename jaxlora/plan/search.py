@@ -10,38 +10,27 @@ from jaxlora.plan.setting import Estimate, Estimator, Setting
 def cheapest(estimator: Estimator, given: Setting) -> list[Estimate]:
     """Returns the given setting and all others, the least time of an update first, and of equal times the least work;
     a base that is quantised only for the sake of the plan comes last, as it changes what is computed."""
-
-    def order(each: Estimate):
-        own = each.setting
-        return (
-            own.quantize != given.quantize,
-            each.bound.seconds,
-            each.bound.compute,
-            own.fsdp,
-            own.accumulate,
-            own.quantize,
-        )
-
-    return sorted(map(estimator.of, [given, *estimator.settings(given)]), key=order)
+    every = map(estimator.of, [given, *estimator.settings(given)])
+    return sorted(every, key=lambda each: _cost(each, given))
 
 
 def nearest_first(estimator: Estimator, given: Setting) -> list[Estimate]:
     """Returns the other settings, those that change the fewest fields of the given one first."""
+    others = map(estimator.of, estimator.settings(given))
+    return sorted(others, key=lambda each: (len(each.setting.changes(given)), *_cost(each, given)))
 
-    def order(each: Estimate):
-        own = each.setting
-        changed = len(own.changes(given))
-        return (
-            changed,
-            own.quantize != given.quantize,
-            each.bound.seconds,
-            each.bound.compute,
-            own.fsdp,
-            own.accumulate,
-            own.quantize,
-        )
 
-    return sorted(map(estimator.of, estimator.settings(given)), key=order)
+def _cost(each: Estimate, given: Setting) -> tuple:
+    """What settings are ordered by, the cheapest first; the last three decide between equals."""
+    own = each.setting
+    return (
+        own.quantize != given.quantize,
+        each.bound.seconds,
+        each.bound.compute,
+        own.fsdp,
+        own.accumulate,
+        own.quantize,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxlora.data.examples import Task
 from jaxlora.data.tokens import TokenizedNotes, Tokenizer
 from jaxlora.errors import UserError
 from jaxlora.interop import huggingface
-from jaxlora.models.techniques import Spec, spec_json, spec_of
+from jaxlora.models.techniques import Spec, described, spec_json, spec_of
 from jaxlora.partition import partition_of
 from jaxlora.train import run_config
 from jaxlora.train.checkpoint import Checkpoints, Path
@@ -80,7 +80,7 @@ def load_adapter(workdir: str, name: str, spec: Spec, belongs: Mapping[str, str]
     values = {path: value for path, value in stored.items() if partition_of(path) in own}
     before, layers = spec_of(found), len(next(iter(values.values())))
     if before.form(layers) != spec.form(layers):
-        raise UserError(f"{where} differs from what {workdir} was trained with; give {before.described()}")
+        raise UserError(f"{where} differs from what {workdir} was trained with; give {described(before)}")
     return values
 
 

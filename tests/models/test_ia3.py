@@ -12,7 +12,7 @@ from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.lora import LoraLinear
 from jaxlora.models.lora_spec import LoraSpec
-from jaxlora.models.techniques import spec_json, spec_of
+from jaxlora.models.techniques import described, spec_json, spec_of
 
 OUT = Ia3Spec(("v_proj",), ())
 INTO = Ia3Spec(("v_proj",), ("v_proj",))
@@ -101,7 +101,7 @@ def test_what_does_not_fit(spec, words):
 @pytest.mark.parametrize("spec", [OUT, Ia3Spec(), AdaLoraSpec(5, 3.0, start=2, layers=(1,))])
 def test_a_description_comes_back_from_json_and_from_its_line(spec):
     assert spec_of(spec_json(spec)) == spec
-    made = eval(spec.described(workdir="run"), {"adalora": config.adalora, "ia3": config.ia3})
+    made = eval(described(spec, workdir="run"), {"adalora": config.adalora, "ia3": config.ia3})
     assert made.workdir == "run"
     assert spec_of({field: value for field, value in made.items() if field != "workdir"}) == spec
 

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxlora.errors import UserError
 from jaxlora.models.lora import LoraLinear, column_norms, start_from_base
 from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.techniques import described
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -253,4 +254,4 @@ def test_pissa_of_a_rank_that_a_layer_does_not_have_is_an_error():
 
 def test_a_spec_is_described_without_what_is_usual():
     spec = LoraSpec(4, 8.0, targets=("q_proj",), dora=True)
-    assert spec.described(workdir="x") == "adapter(rank=4, alpha=8.0, targets=('q_proj',), dora=True, workdir='x')"
+    assert described(spec, workdir="x") == "adapter(rank=4, alpha=8.0, targets=('q_proj',), dora=True, workdir='x')"

@@ -5,7 +5,7 @@ import pytest
 from jaxlora import config as made
 from jaxlora.errors import UserError
 from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptSpec, PTuningSpec
-from jaxlora.models.techniques import spec_json, spec_of
+from jaxlora.models.techniques import described, spec_json, spec_of
 
 SPECS = {
     "prefix": PrefixSpec(4, projection=True, hidden=8),
@@ -28,7 +28,7 @@ def test_a_config_holds_a_description(technique):
 
 @pytest.mark.parametrize("technique", SPECS)
 def test_its_line_of_a_config_makes_it(technique):
-    line = SPECS[technique].described(workdir="runs/clinical")
+    line = described(SPECS[technique], workdir="runs/clinical")
     config = eval(line, vars(made))
     assert line.startswith(f"{technique}(") and "hidden=256" not in line and config.workdir == "runs/clinical"
     assert spec_of({name: value for name, value in config.items() if name != "workdir"}) == SPECS[technique]
