@@ -5,6 +5,7 @@ a member that has made all of its own, or whose loss is no number any more, stan
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,48 +49,21 @@ def fit_together(
     """
     moments: dict[Any, Any] = {}
     runs = [_Member(member, mesh, allow_base_mismatch, moments) for member in members]
-    configs = [member.config for member in members]
-    states, frozen = [run.state for run in runs], [partition.select(run.frozen, run.stored) for run in runs]
-    together = Together(template, states, frozen, configs, settings, objective, mesh)
-    for run in runs:
-        run.state = run.frozen = None  # the program has them now
-    throughput = Throughput(template_config(configs), template.config, objective.kind, settings.labels.shape[1], mesh)
+    together = _joined(runs, template, settings, objective, mesh)
+    shared = template_config([run.training.config for run in runs])
+    throughput = Throughput(shared, template.config, objective.kind, settings.labels.shape[1], mesh)
     left = max(run.updates - run.step for run in runs)
     bar = tqdm(total=left, desc=f"training {len(runs)} members", unit="update", disable=jax.process_index() > 0)
     with Termination(mesh) as termination, contextlib.ExitStack() as ending:
         for part in (*runs, bar):
             ending.callback(part.close)
-        for number, run in enumerate(runs):
-            batches = run.training.batches
-            if keep:  # in every member, so that their batches have the same arrays
-                with contextlib.suppress(Terminated):
-                    batches = keep(batches, together.model(number), termination.check)
-            run.begin(batches)
-
-        def save(numbers: Sequence[int]) -> None:
-            jax.block_until_ready(together.state)
-            for number in numbers:
-                run, (state, own) = runs[number], together.member(number)
-                whole = nnx.merge_state(state.params, own)
-                with run.stopped_by_what_is_not_finite():
-                    if found := run.save(state, whole, together.model(number), termination, throughput):
-                        bar.write(f"{run.training.name}, update {run.step}: {found}")
-
-        save([number for number, run in enumerate(runs) if run.unscored])  # a SIGTERM had left out their validation
+        program = _Program(runs, together, settings, termination, throughput, bar)
+        program.begin(keep)
+        program.save([number for number, run in enumerate(runs) if run.unscored])  # a SIGTERM left out their validation
         first, unchecked = True, []
         while any(run.running for run in runs) and not termination.noticed:
-            clock = Clock(
-                np.asarray([run.step + 1 for run in runs], np.int32),
-                np.asarray([run.rate(run.step + 1) for run in runs], np.float32),
-                np.asarray([run.running for run in runs]),
-            )
-            throughput.enter("data")
-            batch = _stacked([run.next_batch() for run in runs], settings)
-            throughput.enter("update")
-            unchecked.append((clock, together.update(batch, clock)))
-            for run in runs:
-                if run.running:
-                    run.advance(throughput)
+            clock, metrics = program.update()
+            unchecked.append((clock, metrics))
             stopping = termination.asked()
             saving = [n for n, run in enumerate(runs) if clock.running[n] and (run.due or stopping)]
             # One update stays in flight, so that checking the losses does not make the device wait for the host.
@@ -98,9 +72,9 @@ def fit_together(
             unchecked = [] if saving else unchecked[-1:]
             bar.update()
             if saving:
-                save([number for number in saving if runs[number].failure is None])
+                program.save([number for number in saving if runs[number].failure is None])
                 if termination.noticed and not stopping:  # heard in a validation: the others were not to be saved yet
-                    save([number for number, run in enumerate(runs) if run.running and number not in saving])
+                    program.save([number for number, run in enumerate(runs) if run.running and number not in saving])
             if first:
                 jax.block_until_ready(together.state)
                 throughput.start()
@@ -109,6 +83,66 @@ def fit_together(
         tell(line)
     _say_what_is_left(runs)
     return {run.training.name: run.failure for run in runs if run.failure}
+
+
+def _joined(
+    runs: Sequence["_Member"], template: Llama, settings: Settings, objective: Objective, mesh: Mesh
+) -> Together:
+    """Returns the program of the runs, which has their states from now on."""
+    configs = [run.training.config for run in runs]
+    states, frozen = [run.state for run in runs], [partition.select(run.frozen, run.stored) for run in runs]
+    together = Together(template, states, frozen, configs, settings, objective, mesh)
+    for run in runs:
+        run.state = run.frozen = None
+    return together
+
+
+@dataclasses.dataclass
+class _Program:
+    """The runs while one program trains them all."""
+
+    runs: Sequence["_Member"]
+    together: Together
+    settings: Settings
+    termination: Termination
+    throughput: Throughput
+    bar: tqdm
+
+    def begin(self, keep: Keep | None) -> None:
+        """Gives every run its batches, with kept features where `keep` is given; in a run that is at its end too, for the
+        batches of all have the same arrays."""
+        for number, run in enumerate(self.runs):
+            batches = run.training.batches
+            if keep:
+                with contextlib.suppress(Terminated):
+                    batches = keep(batches, self.together.model(number), self.termination.check)
+            run.begin(batches)
+
+    def update(self) -> tuple[Clock, dict[str, jax.Array]]:
+        """Begins the next update of every run that has one; returns its clock and its metrics."""
+        clock = Clock(
+            np.asarray([run.step + 1 for run in self.runs], np.int32),
+            np.asarray([run.rate(run.step + 1) for run in self.runs], np.float32),
+            np.asarray([run.running for run in self.runs]),
+        )
+        self.throughput.enter("data")
+        batch = _stacked([run.next_batch() for run in self.runs], self.settings)
+        self.throughput.enter("update")
+        metrics = self.together.update(batch, clock)
+        for run in self.runs:
+            if run.running:
+                run.advance(self.throughput)
+        return clock, metrics
+
+    def save(self, numbers: Sequence[int]) -> None:
+        """Validates and saves the runs of these numbers; one with a number that is not finite stands still."""
+        jax.block_until_ready(self.together.state)
+        for number in numbers:
+            run, (state, own) = self.runs[number], self.together.member(number)
+            whole, model = nnx.merge_state(state.params, own), self.together.model(number)
+            with run.stopped_by_what_is_not_finite():
+                if found := run.save(state, whole, model, self.termination, self.throughput):
+                    self.bar.write(f"{run.training.name}, update {run.step}: {found}")
 
 
 def _say_what_is_left(runs: Sequence["_Member"]) -> None:
