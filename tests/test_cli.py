@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxlora import cli
+from jaxlora.arguments import parse
 from jaxlora.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -164,11 +165,11 @@ def test_a_workdir_that_is_a_file(small, refused):
 
 
 def test_base_is_short_for_config_base():
-    assert cli.parse(["train", TABLE, "--base=there", "--workdir=x"]).config.base == "there"
+    assert parse(cli.VERBS["train"], ["train", TABLE, "--base=there", "--workdir=x"]).config.base == "there"
 
 
 def test_several_names_make_a_tuple():
-    config = cli.parse(["train", TABLE, "--config.trainable=clinical,head", "--workdir=x"]).config
+    config = parse(cli.VERBS["train"], ["train", TABLE, "--config.trainable=clinical,head", "--workdir=x"]).config
     assert config.trainable == ("clinical", "head")
 
 
@@ -199,4 +200,4 @@ def test_evaluate_prints_the_metrics(trained, capsys):
 
 def test_parse_names_a_field_of_a_dataset():
     with pytest.raises(UserError, match="--config.datasets.outcome.knd: no such field; did you mean 'kind'"):
-        cli.parse(["prepare", TABLE, "--config.datasets.outcome.knd=binary"])
+        parse(cli.VERBS["prepare"], ["prepare", TABLE, "--config.datasets.outcome.knd=binary"])

@@ -109,8 +109,8 @@ class _Program:
     bar: tqdm
 
     def begin(self, keep: Keep | None) -> None:
-        """Gives every run its batches, with kept features where `keep` is given; in a run that is at its end too, for the
-        batches of all have the same arrays."""
+        """Gives every run its batches, with kept features where `keep` is given: in all of them, also one that has
+        ended, so that their batches have the same arrays."""
         for number, run in enumerate(self.runs):
             batches = run.training.batches
             if keep:

@@ -9,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 
 from jaxlora import cli
+from jaxlora.arguments import parse
 
 NOTEBOOK = Path(__file__).parents[2] / "colab/clinical_lora.ipynb"
 # What makes the demo smaller than the notebook's own run.
@@ -43,7 +44,7 @@ def test_its_commands_for_own_notes_are_valid(notebook):
     commands = [line.split() for line in block.splitlines()]
     assert [command[1] for command in commands] == ["prepare", "train", "train", "evaluate"]
     for command in commands:
-        assert cli.parse(command[1:]).workdir
+        assert parse(cli.VERBS[command[1]], command[1:]).workdir
 
 
 @pytest.mark.slow
