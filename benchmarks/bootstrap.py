@@ -24,8 +24,7 @@ def predictions(notes: int, labels: int, seed: int = 0) -> Predictions:
     logits = rng.normal(size=(notes, labels)).astype(np.float32) + truth
     patients = np.array([f"{number:016x}" for number in rng.integers(notes, size=notes)])
     ids = np.array([f"{number:016x}" for number in range(notes)])
-    none = np.zeros(0, np.float32)
-    return Predictions("multilabel", tuple(map(str, range(labels))), ids, patients, truth, logits, none, none, none)
+    return Predictions("multilabel", tuple(map(str, range(labels))), ids, patients, truth, logits)
 
 
 def main(arguments: list[str] | None = None) -> None:

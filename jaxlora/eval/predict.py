@@ -76,19 +76,8 @@ def predict(
     if notes.kind:
         return _of_positions(step, state, batches, names, mesh, check)
     sums = by_note(step, state, batches, mesh, "predicting", check)
-    empty = np.zeros(0, np.float32)
-    return Predictions(
-        kind,
-        names,
-        notes.ids,
-        notes.patients,
-        _dense(notes.labels, len(names)),
-        sums.get("logits", empty),
-        sums.get("nll", empty),
-        sums.get("base_nll", empty),
-        sums.get("tokens", empty),
-        groups=notes.groups,
-    )
+    labels = _dense(notes.labels, len(names))
+    return Predictions(kind, names, notes.ids, notes.patients, labels, **sums, groups=notes.groups)
 
 
 def by_note(
@@ -136,22 +125,21 @@ def _of_positions(
                     whole = values.setdefault(name, np.zeros((len(notes.tokens), *of_row.shape[2:]), of_row.dtype))
                     whole[start:end] = of_row[row, at : at + end - start]
                 at += end - start
-    empty, truth = np.zeros(0, np.float32), spans.annotated(notes)
-    about = notes.kind, names, notes.ids, notes.patients
+    truth, about = spans.annotated(notes), (notes.kind, names, notes.ids, notes.patients)
     if notes.kind == "tokens":
         # BOS has neither a tag nor a place in a note.
         real, of_note = notes.labels >= 0, np.repeat(notes.notes, notes.lengths)
         chosen = values["chosen"][real]
         found = spans.entities(chosen, of_note[real], notes.spans[real])
-        given = notes.labels[real], values["logits"][real], empty, empty, empty
-        return Predictions(*about, *given, chosen, found, truth)
+        labels, logits = notes.labels[real], values["logits"][real]
+        return Predictions(*about, labels, logits, chosen=chosen, found=found, truth=truth)
     best, margins = spans.best_answers(notes, values["logits"])
     best[~(margins > 0)] = 0
     answered = np.flatnonzero(best[:, 1])
     found = np.stack([answered, *best[answered].T, np.zeros_like(answered)], axis=1)
     labels = np.isin(np.arange(len(notes.ids)), truth[:, 0]).astype(np.int64)
     scores = spans.score_answers(notes, best, truth)
-    return Predictions(*about, labels, margins, empty, empty, empty, empty, found, truth, scores)
+    return Predictions(*about, labels, margins, found=found, truth=truth, scores=scores)
 
 
 def _progress(batches: Batches, doing: str) -> tqdm:

@@ -20,7 +20,7 @@ def _none() -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Predictions for the notes of one split.
+    """Predictions for the notes of one split; what a kind of task does not have is empty.
 
     Attributes:
       kind: "lm", "binary", "multiclass", "multilabel", "tokens" or "span".
@@ -44,11 +44,11 @@ class Predictions:
     names: tuple[str, ...]
     ids: np.ndarray
     patients: np.ndarray
-    labels: np.ndarray
-    logits: np.ndarray
-    nll: np.ndarray
-    base_nll: np.ndarray
-    tokens: np.ndarray
+    labels: np.ndarray = dataclasses.field(default_factory=_none)
+    logits: np.ndarray = dataclasses.field(default_factory=_none)
+    nll: np.ndarray = dataclasses.field(default_factory=_none)
+    base_nll: np.ndarray = dataclasses.field(default_factory=_none)
+    tokens: np.ndarray = dataclasses.field(default_factory=_none)
     chosen: np.ndarray = dataclasses.field(default_factory=_none)
     found: np.ndarray = dataclasses.field(default_factory=_none)
     truth: np.ndarray = dataclasses.field(default_factory=_none)

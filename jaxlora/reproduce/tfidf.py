@@ -128,6 +128,6 @@ def _fitted(features: csr_matrix, labels: np.ndarray, c: float, balanced: str | 
 
 def _predictions(prepared: Prepared, rows: list[dict], logits: np.ndarray) -> Predictions:
     ids, patients = (np.asarray([row[name] for row in rows]) for name in ("id", "patient"))
-    labels, empty = _labels(prepared, rows), np.zeros(0, np.float32)
-    about = prepared.task.kind, prepared.task.outputs, ids, patients, labels, logits
-    return Predictions(*about, empty, empty, empty, groups=encoded([row.get("groups", {}) for row in rows]))
+    about = prepared.task.kind, prepared.task.outputs, ids, patients
+    groups = encoded([row.get("groups", {}) for row in rows])
+    return Predictions(*about, _labels(prepared, rows), logits, groups=groups)

@@ -85,11 +85,8 @@ def test_groups_are_shown_and_small_ones_are_not(run, tmp_path):
     labels = np.arange(100) % 2
     logits = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
     codes = np.where(np.arange(100) < 45, 0, np.where(np.arange(100) < 90, 1, 2))
-    none = np.zeros(0, np.float32)
     groups = {"sex": (("F", "M", "X"), codes)}
-    Predictions("binary", ("no", "yes"), ids, ids, labels, logits, none, none, none, groups=groups).save(
-        folder / "predictions-test.npz"
-    )
+    Predictions("binary", ("no", "yes"), ids, ids, labels, logits, groups=groups).save(folder / "predictions-test.npz")
     text = model_card(dataclasses.replace(gather(str(folder), resamples=50), kind="binary"))
     assert "| sex | X | not shown |" in text and re.search(r"\| sex \| [FM] \| 45 \|", text)
     assert "100 patients, 50 of them" in text

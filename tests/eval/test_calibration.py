@@ -13,8 +13,6 @@ from sklearn.linear_model import LogisticRegression
 from jaxlora.eval import calibration, scaling
 from jaxlora.eval.predictions import Predictions
 
-NONE = np.zeros(0, np.float32)
-
 
 def drawn(kind, count, notes=600, overconfident=3.0, seed=0):
     """Predictions whose logits are `overconfident` times those that the labels are drawn from."""
@@ -26,7 +24,7 @@ def drawn(kind, count, notes=600, overconfident=3.0, seed=0):
     else:
         labels = (softmax(logits, axis=1).cumsum(axis=1) < rng.random((notes, 1))).sum(axis=1)
     logits = (overconfident * logits).astype(np.float32)
-    return Predictions(kind, tuple(map(str, range(count))), ids, ids, labels, logits, NONE, NONE, NONE)
+    return Predictions(kind, tuple(map(str, range(count))), ids, ids, labels, logits)
 
 
 @pytest.fixture(params=["plain", "tied", "extreme", "rare"])
@@ -48,9 +46,9 @@ def column(request):
 def test_brier_and_log_loss_are_scikit_learns(column):
     truth, odds = column
     chances = expit(odds)
-    names, none = np.arange(len(truth)).astype(str), np.zeros(0)
+    names = np.arange(len(truth)).astype(str)
     logits = np.stack([np.zeros(len(truth)), odds], axis=1)
-    found = calibration.evaluate(Predictions("binary", ("no", "yes"), names, names, truth, logits, none, none, none))
+    found = calibration.evaluate(Predictions("binary", ("no", "yes"), names, names, truth, logits))
     assert found["brier"] == pytest.approx(sk.brier_score_loss(truth, chances))
     prevalence = np.full(len(truth), truth.mean())
     scaled = 1 - sk.brier_score_loss(truth, chances) / sk.brier_score_loss(truth, prevalence)

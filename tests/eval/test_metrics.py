@@ -7,13 +7,11 @@ from sklearn import metrics as sk
 from jaxlora.eval import metrics
 from jaxlora.eval.predictions import Predictions
 
-NONE = np.zeros(0, np.float32)
-
 
 def predictions(kind, labels, logits, count):
     ids = np.array([f"{i:016x}" for i in range(len(logits))])
     names = tuple(f"label {i}" for i in range(count))
-    return Predictions(kind, names, ids, ids, labels, logits.astype(np.float32), NONE, NONE, NONE)
+    return Predictions(kind, names, ids, ids, labels, logits.astype(np.float32))
 
 
 @pytest.fixture
@@ -163,7 +161,7 @@ def test_perplexity_weighs_every_token_the_same():
 def test_a_language_model():
     ids = np.array(["a", "b"])
     nll, base_nll, tokens = (np.array(x, np.float32) for x in ([10, 1], [12, 2], [2, 8]))
-    p = Predictions("lm", (), ids, ids, NONE, NONE, nll, base_nll, tokens)
+    p = Predictions("lm", (), ids, ids, nll=nll, base_nll=base_nll, tokens=tokens)
     expected = {"perplexity": np.exp(1.1), "base_perplexity": np.exp(1.4), "tokens": 10, "n": 2}
     assert metrics.evaluate(p) == pytest.approx(expected)
     assert metrics.evaluate(p, batch_size=1)["perplexity_paper"] == pytest.approx(np.exp((5 + 1 / 8) / 2))

@@ -18,11 +18,10 @@ from jaxlora.train.mesh import make_mesh
 def saved(tmp_path):
     rng = np.random.default_rng(0)
     ids, patients = np.array(["a1", "b2", "c3"]), np.array(["p", "p", "q"])
-    none = np.zeros(0, np.float32)
     logits = rng.normal(size=(3, 2)).astype(np.float32)
     groups = {"sex": (("female", "male"), np.array([1, -1, 0], np.int16)), "age": ((), np.full(3, -1, np.int16))}
     labels = np.eye(3, 2, dtype=np.uint8)
-    p = Predictions("multilabel", ("é", "b,c"), ids, patients, labels, logits, none, none, none, groups=groups)
+    p = Predictions("multilabel", ("é", "b,c"), ids, patients, labels, logits, groups=groups)
     p.save(tmp_path / "p.npz")
     return p, tmp_path / "p.npz"
 

@@ -12,7 +12,6 @@ from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.report import report
 from jaxlora.rows import ROWS
 
-NONE = np.zeros(0, np.float32)
 IDS = np.array([f"{i:016x}" for i in range(60)])
 
 
@@ -33,7 +32,7 @@ def classified(seed, kind="multiclass"):
     labels = np.arange(60) % 3 if kind == "multiclass" else np.arange(60) % 2
     count = labels.max() + 1
     logits = (rng.normal(size=(60, count)) + np.eye(count)[labels]).astype(np.float32)
-    return Predictions(kind, tuple("abc"[:count]), IDS, IDS, labels, logits, NONE, NONE, NONE)
+    return Predictions(kind, tuple("abc"[:count]), IDS, IDS, labels, logits)
 
 
 def of_row(name):
@@ -44,7 +43,7 @@ def of_row(name):
 @pytest.fixture
 def folder(tmp_path):
     tokens = np.full(60, 10, np.float32)
-    corpus = Predictions("lm", (), IDS, IDS, NONE, NONE, tokens * 2, tokens * 3, tokens)
+    corpus = Predictions("lm", (), IDS, IDS, nll=tokens * 2, base_nll=tokens * 3, tokens=tokens)
     clinical = {"adapters": ["clinical"], "active": ["clinical"], "trainable": ["clinical"]}
     write_run(tmp_path / "clinical", corpus, "notes", clinical)
     write_run(tmp_path / "stay" / "lora", classified(0), "length_of_stay", of_row("lora"))
@@ -141,10 +140,10 @@ def test_marked_parts_of_notes_have_columns_of_their_own(folder):
     entities = np.asarray([[0, 0, 5, 0], [1, 2, 4, 0]])
     tags, chosen = np.asarray([0, 1, 1, 0]), np.asarray([0, 1, 0, 0])
     marked = Predictions(
-        "tokens", ("O", "B-a", "I-a"), IDS, IDS, tags, NONE, NONE, NONE, NONE, chosen, entities[:1], entities
+        "tokens", ("O", "B-a", "I-a"), IDS, IDS, tags, chosen=chosen, found=entities[:1], truth=entities
     )
     scores = np.tile(np.asarray([[1, 1], [0, 0.5]], np.float32), (30, 1))
-    asked = Predictions("span", ("start", "end"), IDS, IDS, np.arange(60) // 2 % 2, *[NONE] * 7, scores)
+    asked = Predictions("span", ("start", "end"), IDS, IDS, np.arange(60) // 2 % 2, scores=scores)
     write_run(folder / "marks", marked, "n2c2", of_row("lora"))
     write_run(folder / "asks", asked, "radqa", of_row("lora"))
     write_run(folder / "asks2", asked, "radqa", of_row("lora"))

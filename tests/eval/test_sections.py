@@ -14,7 +14,6 @@ from jaxlora.eval import calibration, sections, utility
 from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.runs import Run
 
-NONE = np.zeros(0, np.float32)
 SIZES = {"female": 150, "male": 110, "": 40}
 
 
@@ -31,7 +30,7 @@ def predicted(kind, seed=0, notes=300):
     age = np.where(np.arange(notes) < 9, 0, 1).astype(np.int16)
     groups = {"age": (("0-44", "45-64"), age), "sex": (("female", "male"), codes)}
     logits = logits.astype(np.float32)
-    return Predictions(kind, tuple(map(str, range(count))), ids, ids, labels, logits, NONE, NONE, NONE, groups=groups)
+    return Predictions(kind, tuple(map(str, range(count))), ids, ids, labels, logits, groups=groups)
 
 
 def run(task, row, predictions):

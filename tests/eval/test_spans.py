@@ -11,7 +11,6 @@ from jaxlora.eval.predictions import Predictions
 
 NAMES = ("O", "B-a", "I-a", "B-b", "I-b")
 IDS = np.asarray(["x", "y"])
-NONE = np.zeros(0, np.float32)
 
 
 def slow_entities(names, notes, places) -> list[tuple]:
@@ -59,9 +58,7 @@ def test_no_entity():
 
 def marked(found, truth, tags=(0, 1), chosen=(0, 0)):
     found, truth = (np.asarray(rows, np.int64).reshape(-1, 4) for rows in (found, truth))
-    return Predictions(
-        "tokens", NAMES, IDS, IDS, np.asarray(tags), NONE, NONE, NONE, NONE, np.asarray(chosen), found, truth
-    )
+    return Predictions("tokens", NAMES, IDS, IDS, np.asarray(tags), chosen=np.asarray(chosen), found=found, truth=truth)
 
 
 def test_an_entity_counts_where_type_and_both_ends_are_exact():
@@ -173,7 +170,7 @@ def test_the_best_of_several_true_answers_counts():
 def test_questions_with_and_without_an_answer_are_told_apart():
     scores = np.asarray([[1, 1], [0, 0.5], [1, 1], [0, 0]], np.float32)
     ids = np.asarray(list("abcd"))
-    p = Predictions("span", ("start", "end"), ids, ids, np.asarray([1, 1, 0, 0]), *[NONE] * 7, scores)
+    p = Predictions("span", ("start", "end"), ids, ids, np.asarray([1, 1, 0, 0]), scores=scores)
     assert metrics.evaluate(p) == pytest.approx(
         {"exact": 0.5, "f1": 0.625, "exact_answerable": 0.5, "f1_answerable": 0.75, "none_found": 0.5, "n": 4}
     )

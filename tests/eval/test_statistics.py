@@ -11,7 +11,6 @@ from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.statistics import statistic
 from jaxlora.eval.weights import Drawn, left_out, unit
 
-NONE = np.zeros(0, np.float32)
 NOTES = 80
 COUNTS = ("n", "tokens", "entities", "labels_scored", "labels_skipped")
 TRAINING = np.array([3, 40, 400, 4000, 40])
@@ -23,19 +22,17 @@ def made(kind, seed=0):
     patients = ids[rng.integers(NOTES // 2, size=NOTES)]
     if kind == "lm":
         nll, base_nll, tokens = rng.gamma(5, size=(3, NOTES)).astype(np.float32)
-        return Predictions("lm", (), ids, patients, NONE, NONE, nll, base_nll, np.ceil(tokens * 3))
+        return Predictions("lm", (), ids, patients, nll=nll, base_nll=base_nll, tokens=np.ceil(tokens * 3))
     if kind == "span":
         scores = np.sort(rng.integers(3, size=(NOTES, 2)) / 2, axis=1).astype(np.float32)
         labels = rng.integers(2, size=NOTES)
-        return Predictions("span", (), ids, patients, labels, NONE, NONE, NONE, NONE, scores=scores)
+        return Predictions("span", (), ids, patients, labels, scores=scores)
     if kind == "tokens":
         truth = np.stack([rng.integers(x, size=150) for x in (NOTES, 20, 1, 2)], axis=1)
         truth[:, 2] = truth[:, 1] + rng.integers(1, 6, size=150)
         found = np.concatenate([truth[:70], truth[70:110] + [0, 1, 1, 0], truth[110:130] + [0, 30, 30, 0]])
         names = ("O", "B-drug", "I-drug", "B-dose", "I-dose")
-        return Predictions(
-            "tokens", names, ids, patients, np.ones(3), NONE, NONE, NONE, NONE, np.ones(3), found=found, truth=truth
-        )
+        return Predictions("tokens", names, ids, patients, np.ones(3), chosen=np.ones(3), found=found, truth=truth)
     if kind == "multilabel":
         labels = (rng.random((NOTES, 5)) < [0.5, 0.03, 0.3, 0, 1]).astype(np.uint8)
         labels[0, 1] = 1
@@ -45,7 +42,7 @@ def made(kind, seed=0):
         labels = rng.choice(count, NOTES, p=[0.7, 0.3] if count == 2 else [0.5, 0.3, 0.17, 0.03])
         logits = rng.normal(size=(NOTES, count)) + np.eye(count)[labels]
     names = tuple(map(str, range(logits.shape[1])))
-    return Predictions(kind, names, ids, patients, labels, logits.astype(np.float32), NONE, NONE, NONE)
+    return Predictions(kind, names, ids, patients, labels, logits.astype(np.float32))
 
 
 def repeated(p, weights):

@@ -9,8 +9,6 @@ from sklearn.metrics import roc_auc_score
 from jaxlora.eval import subgroups
 from jaxlora.eval.predictions import Predictions
 
-NONE = np.zeros(0, np.float32)
-
 
 def made(sizes, kind="binary", seed=0, twice=False):
     """Predictions of groups of the given sizes, the last of patients whose group is not known."""
@@ -27,7 +25,7 @@ def made(sizes, kind="binary", seed=0, twice=False):
         labels, logits = np.arange(notes) % classes, rng.normal(size=(notes, classes))
     groups = {"site": (names, codes)}
     logits = logits.astype(np.float32)
-    return Predictions(kind, tuple("xyz"), ids, patients, labels, logits, NONE, NONE, NONE, groups=groups)
+    return Predictions(kind, tuple("xyz"), ids, patients, labels, logits, groups=groups)
 
 
 def test_each_group_is_what_its_notes_alone_say():

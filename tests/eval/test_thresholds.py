@@ -9,7 +9,6 @@ from jaxlora.eval import metrics, thresholds
 from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.weights import unit
 
-NONE = np.zeros(0, np.float32)
 SCORES = {
     "f1": lambda truth, chosen: sk.f1_score(truth, chosen),
     "macro_f1": lambda truth, chosen: sk.f1_score(truth, chosen, average="macro"),
@@ -27,7 +26,7 @@ def made(kind, seed, notes=120):
         labels = (rng.random(notes) < 0.2).astype(np.int64)
         logits = rng.normal(size=(notes, 2)) + np.eye(2)[labels] * 1.5
     names = tuple(map(str, range(logits.shape[1])))
-    return Predictions(kind, names, ids, ids, labels, logits.astype(np.float32), NONE, NONE, NONE)
+    return Predictions(kind, names, ids, ids, labels, logits.astype(np.float32))
 
 
 @pytest.mark.parametrize("rule", thresholds.RULES)
@@ -78,6 +77,6 @@ def test_mistakes():
         thresholds.choose(p, "best")
     with pytest.raises(UserError, match="^thresholds: the two predictions have other labels; evaluate one run on both"):
         thresholds.evaluate(made("multilabel", 0), p)
-    language = Predictions("lm", (), p.ids, p.ids, NONE, NONE, NONE, NONE, NONE)
+    language = Predictions("lm", (), p.ids, p.ids)
     with pytest.raises(UserError, match="^thresholds: lm predictions have none; take a task of whole notes$"):
         thresholds.choose(language)

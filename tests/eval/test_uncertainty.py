@@ -13,8 +13,6 @@ from jaxlora.eval.delong import compare_delong
 from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.uncertainty import Interval, check_same, compare, holm, intervals, over_seeds
 
-NONE = np.zeros(0, np.float32)
-
 
 def names_of(numbers):
     return np.array([f"{number:016x}" for number in numbers])
@@ -26,7 +24,7 @@ def binary(notes=150, seed=0, gap=1.0, patients=None):
     logits = np.stack([np.zeros(notes), rng.normal(size=notes) + gap * labels], axis=1).astype(np.float32)
     ids = names_of(range(notes))
     patients = ids if patients is None else names_of(patients)
-    return Predictions("binary", ("no", "yes"), ids, patients, labels, logits, NONE, NONE, NONE)
+    return Predictions("binary", ("no", "yes"), ids, patients, labels, logits)
 
 
 def test_an_interval_ends_where_its_metric_does():
@@ -177,7 +175,7 @@ def test_other_notes_are_refused(change, what):
 
 def test_entities_are_matched_whatever_the_order_of_the_notes():
     ids, spans = names_of(range(3)), np.array([[0, 0, 5, 0], [2, 1, 3, 0], [2, 4, 6, 0]])
-    p = Predictions("tokens", ("O", "B-a", "I-a"), ids, ids, NONE, NONE, NONE, NONE, NONE, NONE, spans, spans)
+    p = Predictions("tokens", ("O", "B-a", "I-a"), ids, ids, found=spans, truth=spans)
     moved = spans[:, :] * [-1, 1, 1, 1] + [2, 0, 0, 0]
     other = dataclasses.replace(p, ids=ids[::-1], patients=ids[::-1], found=moved[:1], truth=moved)
     check_same(p, other)
@@ -221,7 +219,7 @@ def clustered(rng, patients=200, separation=1.0, shared=0.5):
     noise = np.sqrt(shared) * rng.normal(size=patients)[of] + np.sqrt(1 - shared) * rng.normal(size=len(of))
     logits = np.stack([np.zeros(len(of)), noise + separation * labels], axis=1).astype(np.float32)
     ids = names_of(range(len(of)))
-    return Predictions("binary", ("no", "yes"), ids, names_of(of), labels, logits, NONE, NONE, NONE)
+    return Predictions("binary", ("no", "yes"), ids, names_of(of), labels, logits)
 
 
 def coverage(kind, cohorts=1000, by_note=False):
@@ -253,7 +251,7 @@ def rare_labels(rng, notes=200, labels=60):
         column[rng.choice(notes, 3, replace=False)] = 1
     logits = (rng.normal(size=truth.shape) + truth).astype(np.float32)
     ids = names_of(range(notes))
-    return Predictions("multilabel", tuple(map(str, range(labels))), ids, ids, truth, logits, NONE, NONE, NONE)
+    return Predictions("multilabel", tuple(map(str, range(labels))), ids, ids, truth, logits)
 
 
 def test_average_precision_of_rare_labels_is_to_be_centred():

@@ -150,11 +150,10 @@ def _predictions(kind: str, count: int, seed: int) -> Predictions:
         labels = (truth.random((120, count)) < 0.4 / np.arange(1, count + 1)).astype(np.uint8)
     hot = labels if kind == "multilabel" else np.eye(count)[labels]
     logits = (noise.normal(size=hot.shape) + seed * hot / 2).astype(np.float32)
-    none = np.zeros(0, np.float32)
     names = tuple(f"label {i}" for i in range(count))
     ages = np.where(np.arange(120) < 50, 0, np.where(np.arange(120) < 110, 1, 2))
     groups = {"age": (("under 45", "45 to 64", "over 64"), ages)}
-    return Predictions(kind, names, ids, patients, labels, logits, none, none, none, groups=groups)
+    return Predictions(kind, names, ids, patients, labels, logits, groups=groups)
 
 
 @pytest.fixture(scope="session")
@@ -202,9 +201,10 @@ def techniques(tmp_path_factory) -> tuple[Table, Path]:
         (run / "config.json").write_text(json.dumps({"data": {"name": "clinical_corpus/mimic4"}}))
         log = [{"step": step, "loss": 1 + 3 / step} for step in range(1, 60)]
         (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-        ids, none = np.array([f"{i:016x}" for i in range(8)]), np.zeros(0, np.float32)
+        ids = np.array([f"{i:016x}" for i in range(8)])
         tokens = np.full(8, 10, np.float32)
-        Predictions("lm", (), ids, ids, none, none, tokens, tokens * 2, tokens).save(run / "predictions-test.npz")
+        predictions = Predictions("lm", (), ids, ids, nll=tokens, base_nll=tokens * 2, tokens=tokens)
+        predictions.save(run / "predictions-test.npz")
         value = np.e + number / 10
         cells = (
             Cell("trainable", 16_093_696, runs=1, printed=16_093_696, folders=(title,)),

@@ -21,10 +21,10 @@ ADAPTER = {"run": "r", "name": "downstream", "start": "a", "end": "a", "trained"
 
 
 def predicted(seed):
-    labels, none = np.arange(60) % 2, np.zeros(0, np.float32)
+    labels = np.arange(60) % 2
     logits = np.random.default_rng(seed).normal(labels[:, None] * [[0, 1]], 1).astype(np.float32)
     ids = np.arange(60).astype(str)
-    return Predictions("binary", ("no", "yes"), ids, ids, labels, logits, none, none, none)
+    return Predictions("binary", ("no", "yes"), ids, ids, labels, logits)
 
 
 @pytest.fixture
