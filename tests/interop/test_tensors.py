@@ -73,7 +73,7 @@ def test_parts_of_two_axes_are_read(single):
 def test_truncated_file_is_refused(single, share, refused):
     path = single / SINGLE
     os.truncate(path, int(share * path.stat().st_size))
-    refused(lambda: model_files(single), f"{path} is truncated or not a safetensors file; download it again")
+    assert f"{path} is truncated or not a safetensors file; download it again" in refused(lambda: model_files(single))
 
 
 ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
@@ -103,12 +103,12 @@ ONE = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 def test_damaged_header_is_refused(tmp_path, header, length, refused):
     path = tmp_path / SINGLE
     write_raw(path, header, bytes(8), length)
-    refused(lambda: model_files(tmp_path), f"{path} is truncated or not a safetensors file; download it again")
+    assert f"{path} is truncated or not a safetensors file; download it again" in refused(lambda: model_files(tmp_path))
 
 
 def test_what_is_no_file_is_refused(tmp_path, refused):
     (tmp_path / SINGLE).mkdir()
-    refused(lambda: model_files(tmp_path), f"{tmp_path / SINGLE} is truncated or not a safetensors file")
+    assert f"{tmp_path / SINGLE} is truncated or not a safetensors file" in refused(lambda: model_files(tmp_path))
 
 
 def test_well_made_file_by_hand_is_read(tmp_path):
@@ -123,25 +123,24 @@ def test_well_made_file_by_hand_is_read(tmp_path):
 def test_other_dtypes_are_refused(tmp_path, dtype, width, refused):
     form = {"dtype": dtype, "shape": [2], "data_offsets": [8, 8 + 2 * width]}
     write_raw(tmp_path / SINGLE, {**ONE, "b": form}, bytes(8 + 2 * width))
-    refused(
-        lambda: model_files(tmp_path),
-        f"{tmp_path / SINGLE}: tensor 'b' is stored as {dtype}; convert it to float32, bfloat16 or float16",
+    assert (
+        f"{tmp_path / SINGLE}: tensor 'b' is stored as {dtype}; convert it to float32, bfloat16 or float16"
+        in refused(lambda: model_files(tmp_path))
     )
 
 
 def test_tensor_that_is_not_there_is_refused(single, refused):
     source = model_files(single)
     source.check("a.weight", (6, 4), "config.json")
-    refused(
-        lambda: source.check("e.weight", (6, 4), "config.json"),
-        f"{single} has no tensor 'e.weight', which config.json asks for; download it again",
+    assert f"{single} has no tensor 'e.weight', which config.json asks for; download it again" in refused(
+        lambda: source.check("e.weight", (6, 4), "config.json")
     )
 
 
 def test_tensor_of_another_shape_is_refused(single, refused):
-    refused(
-        lambda: model_files(single).check("a.weight", (4, 6), "config.json"),
-        f"{single / SINGLE}: tensor 'a.weight' is [6, 4], config.json makes it [4, 6]; download both again",
+    assert (
+        f"{single / SINGLE}: tensor 'a.weight' is [6, 4], config.json makes it [4, 6]; download both again"
+        in refused(lambda: model_files(single).check("a.weight", (4, 6), "config.json"))
     )
 
 
@@ -149,37 +148,45 @@ def test_tensor_in_two_files_is_refused(tmp_path, refused):
     save_file({"a": np.zeros(2, np.float32)}, tmp_path / "1.safetensors")
     save_file({"a": np.ones(2, np.float32)}, tmp_path / "2.safetensors")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
-    refused(lambda: model_files(tmp_path), f"{tmp_path}/2.safetensors: tensor 'a' is in 1.safetensors too; remove one")
+    assert f"{tmp_path}/2.safetensors: tensor 'a' is in 1.safetensors too; remove one" in refused(
+        lambda: model_files(tmp_path)
+    )
 
 
 def test_file_that_changes_meanwhile_is_refused(single, refused):
     source, path = model_files(single), single / SINGLE
     os.truncate(path, path.stat().st_size - 1)
-    refused(lambda: source.read("a.weight"), f"{path} cannot be read any more; was it changed meanwhile?")
-    refused(lambda: source.read("a.weight", (slice(2),)), f"{path} cannot be read any more")
+    assert f"{path} cannot be read any more; was it changed meanwhile?" in refused(lambda: source.read("a.weight"))
+    assert f"{path} cannot be read any more" in refused(lambda: source.read("a.weight", (slice(2),)))
     path.unlink()
-    refused(lambda: source.read("a.weight"), f"{path} cannot be read any more")
+    assert f"{path} cannot be read any more" in refused(lambda: source.read("a.weight"))
 
 
 def test_tensor_that_is_gone_meanwhile_is_refused(single, refused):
     source = model_files(single)
     save_file({"other": np.zeros(2, np.float32)}, single / SINGLE)
-    refused(lambda: source.read("a.weight"), f"{single / SINGLE} cannot be read any more; was it changed meanwhile?")
+    assert f"{single / SINGLE} cannot be read any more; was it changed meanwhile?" in refused(
+        lambda: source.read("a.weight")
+    )
 
 
 def test_missing_file_is_refused(tmp_path, refused):
     path = tmp_path / "adapter_model.safetensors"
-    refused(lambda: TensorFiles([path]), f"{path} is missing; download it again")
+    assert f"{path} is missing; download it again" in refused(lambda: TensorFiles([path]))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth"])
 def test_pickled_weights_are_refused(single, name, refused):
     os.rename(single / SINGLE, single / name)
-    refused(lambda: model_files(single), f"{single} has only pickled weights, which are never loaded; convert them")
+    assert f"{single} has only pickled weights, which are never loaded; convert them" in refused(
+        lambda: model_files(single)
+    )
 
 
 def test_directory_without_weights_is_refused(tmp_path, refused):
-    refused(lambda: model_files(tmp_path), f"{tmp_path} has no {SINGLE}; give the directory of a Hugging Face LLaMA")
+    assert f"{tmp_path} has no {SINGLE}; give the directory of a Hugging Face LLaMA" in refused(
+        lambda: model_files(tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,7 +196,7 @@ def test_directory_without_weights_is_refused(tmp_path, refused):
 )
 def test_damaged_index_is_refused(single, content, refused):
     (single / INDEX).write_bytes(content)
-    refused(lambda: model_files(single), f"{single / INDEX} is damaged; download it again")
+    assert f"{single / INDEX} is damaged; download it again" in refused(lambda: model_files(single))
 
 
 @pytest.mark.parametrize(
@@ -197,10 +204,11 @@ def test_damaged_index_is_refused(single, content, refused):
 )
 def test_index_that_leaves_its_directory_is_refused(single, name, refused):
     (single / INDEX).write_text(json.dumps({"weight_map": {"a.weight": SINGLE, "b.weight": name}}))
-    refused(lambda: model_files(single), f"{single / INDEX} names a file outside its directory")
+    assert f"{single / INDEX} names a file outside its directory" in refused(lambda: model_files(single))
 
 
 @pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "a\0b", "a" * 5000])
 def test_index_that_names_a_missing_file_is_refused(single, name, refused):
     (single / INDEX).write_text(json.dumps({"weight_map": {"a.weight": name}}))
-    refused(lambda: model_files(single), name, f"is missing although {INDEX} names it; download it again")
+    line = refused(lambda: model_files(single))
+    assert name in line and f"is missing although {INDEX} names it; download it again" in line
