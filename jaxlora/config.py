@@ -5,7 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxlora.train.rules import RULES
+# Logical axis of a parameter -> the mesh axis that it is laid over, or "" for none.
+RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "layers": "", "rank": "", "labels": ""}
 
 
 def default() -> ConfigDict:
@@ -67,7 +68,7 @@ def default() -> ConfigDict:
     config.loss_chunk = 512  # positions of a row whose logits exist at one time
     config.attention = ConfigDict({"kernel": "auto", "block": 512})  # "splash" (TPU), "cudnn" (GPU), "xla"
     config.mesh = ConfigDict({"fsdp": 0, "tensor": 1})  # fsdp 0: the least that fits; the other devices are `data`
-    config.mesh.rules = ConfigDict(RULES)  # logical axis of a parameter -> mesh axis, or "" for none
+    config.mesh.rules = ConfigDict(RULES)
 
     config.keep = ConfigDict({"last": 2, "best": 1})  # checkpoints that stay
     config.wandb = ""  # the Weights & Biases project to log to; "" logs to no one

@@ -1,4 +1,4 @@
-"""A model and a split to predictions: with features.py the only part of the evaluation that sees a model."""
+"""A model and a split to predictions: with features.py and validation.py all of the evaluation that sees a model."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,12 +1,11 @@
-"""Which mesh axis a logical axis of a parameter is laid over: the one table, and what may stand in it."""
+"""Which mesh axis a logical axis of a parameter is laid over: what `config.mesh.rules` may hold, and how it is read."""
 
 from collections.abc import Mapping
 
+from jaxlora.config import RULES
 from jaxlora.errors import UserError, nearest
 
 MESH_AXES = ("data", "fsdp", "tensor")
-
-RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "layers": "", "rank": "", "labels": ""}
 
 
 def mesh_axes(logical: tuple[str | None, ...], rules: Mapping[str, str]) -> tuple[str | None, ...]:
