@@ -305,29 +305,6 @@ def test_a_truncated_dataset(trained, tmp_path, refused):
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("change", [{"batch_size": "many"}, {"active": 3}, {"data": {"name": "outcome"}}])
-def test_a_config_with_a_field_of_another_type(trained, tmp_path, refused, change):
-    run = shutil.copytree(trained.downstream, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text()) | change
-    (run / "config.json").write_text(json.dumps(config))
-    line = refused("evaluate", f"--workdir={run}")
-    field = "data.dir" if "data" in change else next(iter(change))
-    assert f"{run / 'config.json'}: {field} is missing or no " in line
-
-
-def test_a_run_from_before_a_field_existed(trained, tmp_path):
-    run = shutil.copytree(trained.downstream, tmp_path / "run")
-    config = json.loads((run / "config.json").read_text())
-    for field in ("quantize", "accumulate", "attention", "keep", "wandb", "sweep", "search"):
-        del config[field]
-    del config["mesh"]["rules"]
-    (run / "config.json").write_text(json.dumps(config))
-    assert trained.run("evaluate", f"--workdir={run}") == 0
-    assert json.loads((run / "metrics-test.json").read_text()) == json.loads(
-        (trained.downstream / "metrics-test.json").read_text()
-    )
-
-
 def test_several_corpora_are_mixed_by_weight(trained, tmp_path, capsys):
     flags = [*trained.flags("clinical"), "--config.epochs=1", "--config.data.mix=(('notes', 1.5),)"]
     assert trained.run("train", *flags, f"--workdir={tmp_path / 'run'}") == 0
