@@ -8,6 +8,12 @@
 the same command with more rows, tasks or seeds adds to the table, and one that was stopped goes on. A row whose base
 has no directory is listed as not run. `--config.mode=paper` reads the datasets that `prepare` makes with the same flag,
 and has the published schedule and the last epoch; --config.data.length=512 reads as much as the authors' later runs.
+`--config.search.method=random --config.search.budget=10` first searches each task of every row that trains anything,
+with as many trials for all (the authors gave theirs 1, 10 or 20), by validation AUROC; the seeds are run with the best.
+On an accelerator, which serves one process, `config.together` runs of a row at the most, of several seeds and tasks,
+are trained as one program, fewer where they would not fit; each gives what it gives alone but for rounding. On a CPU
+two processes work side by side, of which a single program leaves one idle: three seeds of two tasks took two cores 89 s
+of CPU as two programs and 98 s as six runs, with the same table, so there it is left to you (--config.together=3).
 `--scale=demo` makes a generated cohort and small bases; its figures say that the rows run, and nothing about rows.
 
 Expect runs/paper/table-3.{md,tex,json,html}: the paper's best row has an AUROC of 72.81 averaged over the five tasks,
@@ -28,8 +34,12 @@ def get_config() -> ConfigDict:
     config.dtype = "bfloat16"
     config.remat = "save_qkv"
     config.bases = ConfigDict({name: "" for name, base in BASES.items() if base.kind})  # Hugging Face directories
+    config.together = 0  # runs of a row that are trained as one program; 0 is 4 on an accelerator, and 1 on a CPU
     config.resamples = 2000  # of the patients, for the intervals
     config.tfidf = ConfigDict({"c": (0.1, 1.0, 10.0), "words": 50_000})  # C is chosen on the validation notes
+
+    # What `config.search` may set beside `rates`, the learning rate's range: the sizes of each LoRA that a row trains.
+    config.sizes = (("rank", (2, 4, 8, 16)), ("alpha", (4.0, 8.0, 16.0, 32.0)), ("dropout", (0.0, 0.1, 0.2)))
 
     # Section 4 of the paper and its code of June 2023: updates of `batch_size` notes in `accumulate` parts.
     config.full = ConfigDict({"corpus": "mimic4", "targets": ("q_proj", "v_proj")})
@@ -58,4 +68,4 @@ def get_config() -> ConfigDict:
 
 def _part(learning_rate: float, epochs: int, batch_size: int, accumulate: int = 1) -> ConfigDict:
     fields = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "accumulate": accumulate}
-    return ConfigDict(fields)
+    return ConfigDict(fields | {"rates": ("log", learning_rate / 10, 10 * learning_rate)})

@@ -99,7 +99,9 @@ def _reproduce(flag: flags.FlagValues) -> None:
     from jaxlora.reproduce.markdown import write
     from jaxlora.reproduce.reproduce import reproduce
 
-    print(write(reproduce(flag.config, flag.workdir, flag.table, flag.tasks, flag.rows, flag.seeds, flag.scale)))
+    changed = tuple(flag["config"].override_values)
+    chosen = (flag.table, flag.tasks, flag.rows, flag.seeds, flag.scale)
+    print(write(reproduce(flag.config, flag.workdir, *chosen, changed)))
 
 
 def _plan(flag: flags.FlagValues) -> int:

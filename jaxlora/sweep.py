@@ -1,10 +1,9 @@
-"""The verb `sweep` over a list: several runs that differ in settings, or in dataset and task, trained as one program.
+"""Several runs that differ in settings, or in dataset and task, trained as one program; the verb `sweep` over a list.
 
 Each becomes a run as `train` would have made it, in a folder of its own: `evaluate`, `predict` and `export-adapter`
 take it, and `train` goes on with it alone.
 """
 
-import fnmatch
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,8 +24,9 @@ from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step
 from jaxlora.eval.validation import validation
 from jaxlora.inputs import class_weights, open_dataset, read_notes
-from jaxlora.interop.llama_config import ARCHITECTURES, read_config, read_json
+from jaxlora.interop.llama_config import read_config
 from jaxlora.plan.refusal import check_fits
+from jaxlora.programs import OWN, OWN_OF_ADAPTER, may_own, why_alone
 from jaxlora.terminal import tell
 from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import adapter_specs, assemble
@@ -38,12 +38,6 @@ from jaxlora.train.mesh import check_batch, own_rows, start_distributed
 from jaxlora.train.objective import Objective
 from jaxlora.train.run import Training
 from jaxlora.train.together import make_settings, template_config
-
-OWN = (
-    "learning_rate", "seed", "weight_decay", "b_rate", "clip", "warmup", "decay", "class_weights", "epochs",
-    "evaluations", "select", "data.name",
-)  # fmt: skip
-OWN_OF_ADAPTER = ("alpha", "dropout", "rank")
 
 
 def sweep_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = False) -> None:
@@ -84,7 +78,7 @@ def read_members(config: ConfigDict, workdir: str, configs: Mapping[str, ConfigD
     """Checks that members can be trained together and reads their notes; writes nothing.
 
     Args:
-      config: what they share. configs: of each member's own run.
+      config: what they share. configs: of each member's own run; a name is the run's folder under `workdir`.
 
     Raises:
       UserError: a field that is missing or wrong, members of kinds that do not go together, or a member that was begun
@@ -226,27 +220,6 @@ def member_configs(config: ConfigDict) -> dict[str, ConfigDict]:
                 raise UserError(f"config.sweep: {name!r} gives {field} the value {value!r}, of another type") from None
         configs[name] = member
     return configs
-
-
-def why_alone(config: ConfigDict) -> str:
-    """Returns why runs of a config cannot be members of one program; "" where they can."""
-    if any(fnmatch.fnmatch("base", pattern) for pattern in config.trainable):
-        return "config.trainable: the members of a sweep share one frozen base; train a base with `train`"
-    for name, adapter in config.adapters.items():
-        if (technique := adapter.get("technique", "lora")) != "lora":
-            return (
-                f"config.adapters.{name} is of technique {technique!r}; the members of a sweep have LoRAs alone: train "
-                "each with `train`, or set config.search"
-            )
-    kind = read_json(config.base).get("model_type") if config.base else "llama"
-    if kind not in ARCHITECTURES:
-        return f"config.base is of model_type {kind!r}, which does not train together; set config.search, or `train`"
-    return ""
-
-
-def may_own(field: str) -> bool:
-    """Returns whether members that are trained together may differ in a field."""
-    return field in OWN or bool(re.fullmatch(rf"adapters\.[^.]+\.({'|'.join(OWN_OF_ADAPTER)})", field))
 
 
 def _check_own(config: ConfigDict, name: str, field: str) -> None:

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
@@ -13,7 +13,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_all(function: Callable, jobs: dict[str, tuple]) -> Iterator[tuple[str, Any]]:
+def run_all(function: Callable, jobs: Mapping[Hashable, tuple]) -> Iterator[tuple[Any, Any]]:
     """Calls `function(*arguments)` for every job and yields (name, result) as each one ends.
 
     On a CPU of two cores or more, two processes share the jobs, each with half of the cores; an accelerator serves one

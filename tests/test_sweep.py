@@ -178,6 +178,24 @@ def test_the_report_names_the_members(trained, swept, tmp_path):
     }
 
 
+def test_a_run_goes_on_alone_as_together_whichever_began_it(trained, flags, swept, tmp_path):
+    members = {name: MEMBERS[name] for name in ("slow", "death")}
+    own = [f"--config.{field}={value}" for field, value in MEMBERS["slow"].items()]
+
+    def without_last(run):
+        shutil.rmtree(run / "checkpoints" / max(steps_of(run), key=int))
+        return run
+
+    alone = without_last(shutil.copytree(swept / "slow", tmp_path / "alone"))
+    assert trained.run("train", *flags, *own, f"--workdir={alone}") == 0
+    assert steps_of(alone) == steps_of(swept / "slow")
+    np.testing.assert_allclose(losses(alone), losses(swept / "slow"), rtol=1e-5, atol=1e-6)
+    without_last(shutil.copytree(alone, tmp_path / "sweep" / "slow"))
+    assert trained.run("sweep", *flags, sweep_flag(members), f"--workdir={tmp_path / 'sweep'}") == 0
+    for name in members:
+        np.testing.assert_allclose(losses(tmp_path / "sweep" / name), losses(swept / name), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [

@@ -1,10 +1,13 @@
 """`jaxlora reproduce`: a table of the paper by one command.
 
 Every figure comes from an ordinary run folder under `WORKDIR/runs/BASE/TASK/ROW/seed-N`. A folder with a score is done;
-one without is trained, or goes on from its last checkpoint. So a table grows by asking for more of it.
+one without is trained, or goes on from its last checkpoint. So a table grows by asking for more of it. With
+`config.search` each cell is searched before (`searches.py`).
 """
 
-from collections.abc import Sequence
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,14 +15,16 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from jaxlora import files, workers
+from jaxlora.config import field_of
 from jaxlora.data import builders
 from jaxlora.errors import UserError, one_of
-from jaxlora.reproduce import html, latex, markdown, small
+from jaxlora.programs import programs
+from jaxlora.reproduce import html, latex, markdown, searches, small
 from jaxlora.reproduce.collect import row_of
 from jaxlora.reproduce.results import Table
 from jaxlora.reproduce.runs import SCALES, Job, clinical_line, jobs_of, needs_clinical
 from jaxlora.reproduce.tables import BASES, PLANS, TASKS, Line, Plan
-from jaxlora.reproduce.work import SCORE, make
+from jaxlora.reproduce.work import BEST, SCORE, make, search
 from jaxlora.train import run_config
 
 _NO_VERDICT = (
@@ -35,6 +40,7 @@ def reproduce(
     rows: Sequence[str] = (),
     seeds: int = 1,
     scale: str = "full",
+    changed: Sequence[str] = (),
 ) -> Table:
     """Makes the runs of a table that are missing and writes `WORKDIR/table-NUMBER.{json,md,tex,html}`.
 
@@ -43,11 +49,13 @@ def reproduce(
       number: "2", "3" or "4". tasks, rows: of the table; () for all.
       seeds: how many runs each cell is the mean of, the first of them `config.seed`.
       scale: "full", on prepared datasets and the bases of `config.bases`, or "demo".
+      changed: the fields of the config that its file has otherwise, for the command under the table.
 
     Raises:
       UserError: there is no such table, row, task or dataset, or a run cannot be made.
     """
     plan, lines, tasks = _chosen(config, number, tasks, rows, seeds, scale)
+    command = _command(config, number, tasks if tasks != tuple(TASKS) else (), rows, seeds, scale, changed)
     folder, drawn = Path(workdir), tuple(range(config.seed, config.seed + seeds))
     jax.config.update("jax_compilation_cache_dir", str((folder / "compilation_cache").absolute()))
     if scale == "demo":
@@ -59,9 +67,13 @@ def reproduce(
     step_1 = [job for base in bases for job in jobs_of(config, scale, clinical_line(base), (), drawn[:1], folder)]
     jobs = {line.name: jobs_of(config, scale, line, tasks, drawn, folder) for line in present}
     every = [job for of_line in jobs.values() for job in of_line]
-    counts = _counts([*step_1, *every])
-    _run(step_1, "step 1", folder, config.resamples)
-    _run(every, plan.title.partition(":")[0], folder, config.resamples)
+    counts, what = _counts([*step_1, *every]), plan.title.partition(":")[0]
+    _run(config, step_1, "step 1", folder, counts)
+    looked_for = searches.searches_of(config, scale, every)
+    if looked_for:
+        _search(looked_for, f"{what}, searches", folder)
+        jobs = {name: [searches.with_best(config, job) for job in of_line] for name, of_line in jobs.items()}
+    _run(config, [job for of_line in jobs.values() for job in of_line], what, folder, counts)
     columns, judged = tuple(column for column in plan.columns if column.name in tasks or not tasks), scale == "full"
     table = Table(
         number=int(number),
@@ -69,7 +81,7 @@ def reproduce(
         metric=plan.metric,
         scale=scale,
         seeds=drawn,
-        command=_command(number, tasks if columns != plan.columns else (), rows, seeds, scale),
+        command=command,
         columns=columns,
         rows=tuple(
             row_of(line, columns, jobs.get(line.name, ()), folder, why[line.name], judged, config.resamples)
@@ -77,7 +89,7 @@ def reproduce(
         ),
         no_verdict="" if judged else _NO_VERDICT,
         counts=counts,
-        remarks=(*plan.remarks, _how(config, scale)),
+        remarks=(*plan.remarks, _how(config, number, scale), searches.told(config, looked_for)),
     )
     table.save(folder / f"table-{number}.json")
     files.write(folder / f"table-{number}.md", markdown.write(table))
@@ -110,6 +122,8 @@ def _chosen(
             raise UserError("--tasks: Table 2 is of step 1 and has no tasks; leave it out")
     else:
         tasks = tuple(name for name in TASKS if name in tasks or not tasks)
+    if config.search.method:
+        searches.check(config, number)
     return plan, tuple(line for line in plan.lines if line.name in rows or not rows), tuple(tasks)
 
 
@@ -131,38 +145,101 @@ def _counts(jobs: Sequence[Job]) -> dict[str, dict[str, int]]:
     return {name: dict(builders.load(folder, name).splits) for folder, name in names}
 
 
-def _run(jobs: Sequence[Job], what: str, workdir: Path, resamples: int) -> None:
-    """Makes the runs that have no score yet.
+def _run(config: ConfigDict, jobs: Sequence[Job], what: str, workdir: Path, counts: Mapping[str, dict]) -> None:
+    """Makes the runs that have no score yet, several as one program where that can be.
+
+    A run of step 1 is alone, as its wall time is a figure. Those with the most notes share a program first, since a
+    member that has made its updates waits for the others.
+
+    Args:
+      counts: of `_counts`.
 
     Raises:
       UserError: a run that is there was made with another config, or what a run raises.
     """
+    missing = _missing(jobs, SCORE, what, workdir)
+    alone = [name for name, job in missing.items() if not (job.task and job.config.trainable)]
+    ordered = sorted(missing.keys() - alone, key=lambda name: (-counts[missing[name].config.data.name]["train"], name))
+    configs = {name: missing[name].config for name in ordered}
+    together = programs(configs, _width(config), {name: _labels(config) for name, config in configs.items()})
+    units = [*({name: missing[name].config} for name in alone), *together]
+    _all(make, {tuple(unit): (unit, str(workdir), config.resamples) for unit in units}, what, "run")
+
+
+def _labels(config: ConfigDict) -> int:
+    return len(builders.load(config.data.dir, config.data.name).task.outputs)
+
+
+def _width(config: ConfigDict) -> int:
+    """Returns how many runs are trained as one program at the most."""
+    return config.together or (1 if jax.default_backend() == "cpu" else 4)
+
+
+def _search(jobs: Sequence[Job], what: str, workdir: Path) -> None:
+    """Makes the searches that have no best trial yet.
+
+    Raises:
+      UserError: a search that is there was made with another config, or what a search raises.
+    """
+    missing = _missing(jobs, BEST, what, workdir)
+    _all(search, {(name,): (job.config, str(job.folder), name) for name, job in missing.items()}, what, "search")
+
+
+def _missing(jobs: Sequence[Job], done: str, what: str, workdir: Path) -> dict[str, Job]:
+    """Returns the jobs whose folder has no file `done` yet, by that folder's place under the workdir."""
     missing, unique = {}, {job.folder: job for job in jobs}
     for place, job in unique.items():
         if (place / "config.json").exists():
             run_config.check_same(str(place), job.config)
-        if not (place / SCORE).exists():
-            name = str(place.relative_to(workdir))
-            missing[name] = (job.config, str(place), name, resamples)
+        if not (place / done).exists():
+            missing[str(place.relative_to(workdir))] = job
     print(f"{what}: {len(unique)} runs, {len(unique) - len(missing)} of them made before", flush=True)
-    with tqdm(total=len(missing), desc=what, unit="run", disable=not missing) as bar:
-        for name, _ in workers.run_all(make, missing):
-            bar.write(name)
-            bar.update()
+    return missing
 
 
-def _how(config: ConfigDict, scale: str) -> str:
-    """Returns what of the config decides what the rows read."""
-    length = config.demo.length if scale == "demo" else config.data.length
-    ranked = {"paper": "by a softmax over them, as published"}.get(config.mode, "by their logits, and have no verdict")
-    return f"Mode {config.mode}, {length} tokens of each note; the labels of DIAG and PROC are ranked {ranked}."
+def _all(function: Callable, units: Mapping[tuple[str, ...], tuple], what: str, unit: str) -> None:
+    """Calls a function with each unit's arguments; what its names name is done then."""
+    with tqdm(total=sum(map(len, units)), desc=what, unit=unit, disable=not units) as bar:
+        for names, _ in workers.run_all(function, units):
+            bar.write("\n".join(names))
+            bar.update(len(names))
 
 
-def _command(number: str, tasks: Sequence[str], rows: Sequence[str], seeds: int, scale: str) -> str:
+def _how(config: ConfigDict, number: str, scale: str) -> str:
+    """Returns what of the config decides what the rows read, and how they are measured."""
+    length, paper = config.demo.length if scale == "demo" else config.data.length, config.mode == "paper"
+    if number == "2":
+        batch = config[scale].clinical.batch_size // config[scale].clinical.accumulate
+        published = f"exp of the mean over micro-batches of {batch} notes, as published, which has no interval"
+        measured = f"test perplexity is {published if paper else 'per token, over all tokens'}"
+    else:
+        ranked = "by a softmax over them, as published" if paper else "by their logits, and have no verdict"
+        measured = f"the labels of DIAG and PROC are ranked {ranked}"
+    return f"Mode {config.mode}, {length} tokens of each note; {measured}."
+
+
+def _command(
+    config: ConfigDict,
+    number: str,
+    tasks: Sequence[str],
+    rows: Sequence[str],
+    seeds: int,
+    scale: str,
+    changed: Sequence[str],
+) -> str:
     """Returns the command that makes the table again, without this machine's paths."""
     parts = [f"jaxlora reproduce --table={number}"]
     parts += [f"--tasks={','.join(tasks)}"] if tasks else []
     parts += [f"--rows={','.join(rows)}"] if rows else []
     parts += [f"--seeds={seeds}"] if seeds > 1 else []
     parts += [f"--scale={scale}"] if scale != "full" else []
-    return " ".join([*parts, "--config=configs/reproduce.py --workdir=RUNS"])
+    given = [f"--config.{field}={_given(config, field)}" for field in changed]
+    return " ".join([*parts, "--config=configs/reproduce.py", *map(shlex.quote, given), "--workdir=RUNS"])
+
+
+def _given(config: ConfigDict, field: str) -> str:
+    """Returns the value of a field as a flag has it, a placeholder for a folder."""
+    value = field_of(config, field)
+    if field.startswith("bases."):
+        return "HF_DIR"
+    return "DIR" if field == "data.dir" or isinstance(value, str) and os.sep in value else str(value)

@@ -6,14 +6,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxlora import config as config_module
-from jaxlora.config import adapter
+from jaxlora.config import adapter, default
 from jaxlora.data.examples import named
 from jaxlora.interop.llama_config import read_config
 from jaxlora.reproduce.tables import BASES, DOWNSTREAM, PLANS, Line
 from jaxlora.rows import ROWS, set_row
 
 SCALES = ("full", "demo")
-_NOT_OF_RUNS = (*SCALES, "bases", "resamples")  # parts of the config
+_NOT_OF_RUNS = (*SCALES, "bases", "resamples", "together", "sizes")  # parts of the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +84,16 @@ def _outcome(config: ConfigDict, sizes: ConfigDict, line: Line, task: str, seed:
         run.adapters.clinical = adapter(**given, targets=tuple(sizes.targets), workdir=step_1_of)
     if "downstream" in run.adapters and kind == "llama" and sizes.swept:
         run.adapters.downstream = adapter(*DOWNSTREAM[task], targets=tuple(sizes.targets))
-    _set(run, sizes[_part_of(line, kind)], task)
+    _set(run, part_of(line, sizes), task)
     folder = workdir / "runs" / line.base / task / line.row / f"seed-{seed}"
     return Job(line, task, seed, run, folder)
 
 
-def _part_of(line: Line, kind: str) -> str:
-    if kind == "encoder":
-        return "encoder"
-    return {"lora": "lora", "full": "whole"}.get(line.row, "head")
+def part_of(line: Line, sizes: ConfigDict) -> ConfigDict:
+    """Returns the part of a scale's settings that a line of Table 3 or 4 takes its learning rate and batch from."""
+    if BASES[line.base].kind == "encoder":
+        return sizes.encoder
+    return sizes[{"lora": "lora", "full": "whole"}.get(line.row, "head")]
 
 
 def _common(config: ConfigDict, line: Line, seed: int) -> ConfigDict:
@@ -101,7 +102,7 @@ def _common(config: ConfigDict, line: Line, seed: int) -> ConfigDict:
     run.unlock()
     for name in _NOT_OF_RUNS:
         del run[name]
-    run.base, run.seed = config.bases.get(line.base, ""), seed
+    run.base, run.seed, run.search = config.bases.get(line.base, ""), seed, default().search
     if config.mode == "paper":
         run.decay, run.select = "paper", "last"
     return run

@@ -232,7 +232,7 @@ _COMMON = (
 PLANS = {
     2: Plan(
         "Table 2: step 1, technique by technique",
-        "perplexity per token on held-out patients; the paper's is a mean over micro-batches",
+        "perplexity of held-out notes; the paper's is of a mean over micro-batches",
         TECHNIQUE_COLUMNS,
         _TECHNIQUES,
         (

@@ -4,7 +4,7 @@ Every trial is a run as `train` makes it, in a folder of its own. Trials that ca
 the others one after the other. The objective is the score of the run's own validation; the test split is not read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
@@ -15,11 +15,12 @@ from jaxlora.data.examples import ANNOTATED
 from jaxlora.errors import UserError, one_of
 from jaxlora.inputs import open_dataset
 from jaxlora.pipeline import train_run
+from jaxlora.programs import programs
 from jaxlora.search import summary
 from jaxlora.search.record import COMPLETE, DIVERGED, PLANNED, Trial, best_of, read_trials, write_trials
 from jaxlora.search.space import Dimension, read_space, with_settings
 from jaxlora.search.suggest import METHODS, suggest
-from jaxlora.sweep import may_own, read_members, train_members, why_alone
+from jaxlora.sweep import read_members, train_members
 from jaxlora.train import run_config
 from jaxlora.train.checkpoint import Checkpoints
 from jaxlora.train.devices import share_cores
@@ -40,7 +41,7 @@ def search_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fal
         loss stayed a number.
     """
     start_distributed()
-    space, measure = _check(config, workdir)
+    space, measure, labels = _check(config, workdir)
     first, search = jax.process_index() == 0, config.search
     trials = read_trials(workdir)
     while True:
@@ -54,8 +55,9 @@ def search_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fal
         if first:
             run_config.write(workdir, config)
             write_trials(workdir, trials)
-        for program in programs(planned, config):
-            whole = _train(program, config, workdir, allow_base_mismatch)
+        configs = {trial.name: with_settings(config, trial.settings) for trial in planned}
+        for program in programs(configs, search.together, dict.fromkeys(configs, labels)):
+            whole = _train(program, trials, workdir, allow_base_mismatch)
             if first:
                 write_trials(workdir, trials)
             if not whole:  # SIGTERM; the training has said so
@@ -66,8 +68,9 @@ def search_run(config: ConfigDict, workdir: str, allow_base_mismatch: bool = Fal
         print(summary.write(workdir, config.data.name, search.method, measure, space, trials))
 
 
-def _check(config: ConfigDict, workdir: str) -> tuple[tuple[Dimension, ...], str]:
-    """Checks what can be checked before the first trial; returns the space, and what validation measures."""
+def _check(config: ConfigDict, workdir: str) -> tuple[tuple[Dimension, ...], str, int]:
+    """Checks what can be checked before the first trial; returns the space, what validation measures, and how
+    many labels there are."""
     search = config.search
     one_of("config.search.method", search.method, METHODS)
     for field, least in (("budget", 1), ("together", 1)):
@@ -91,35 +94,19 @@ def _check(config: ConfigDict, workdir: str) -> tuple[tuple[Dimension, ...], str
     if (epath.Path(workdir) / "config.json").exists():
         run_config.check_same(workdir, config)
     kind = prepared.task.kind
-    return space, "perplexity" if kind == "lm" else "F1" if kind in ANNOTATED else "AUROC"
+    measure = "perplexity" if kind == "lm" else "F1" if kind in ANNOTATED else "AUROC"
+    return space, measure, len(prepared.task.outputs)
 
 
-def programs(trials: Sequence[Trial], config: ConfigDict) -> Iterator[list[Trial]]:
-    """Yields the trials that are trained as one program, `config.search.together` of them at the most.
-
-    They differ in fields that members may have for themselves alone; a trial that shares its program with none is
-    alone.
-    """
-    groups: dict[str, list[Trial]] = {}
-    for trial in trials:
-        shared = {field: value for field, value in trial.settings.items() if not may_own(field)}
-        groups.setdefault(repr(shared), []).append(trial)
-    for group in groups.values():
-        width = 1 if why_alone(with_settings(config, group[0].settings)) else config.search.together
-        for start in range(0, len(group), width):
-            yield group[start : start + width]
-
-
-def _train(trials: Sequence[Trial], config: ConfigDict, workdir: str, allow_base_mismatch: bool) -> bool:
+def _train(configs: Mapping[str, ConfigDict], trials: Sequence[Trial], workdir: str, allow_base_mismatch: bool) -> bool:
     """Trains the trials of one program to their ends and notes their scores; returns whether SIGTERM let it."""
-    configs = {trial.name: with_settings(config, trial.settings) for trial in trials}
-    if len(trials) == 1:
-        diverged, stopped = _alone(trials[0].name, configs, workdir, allow_base_mismatch)
+    if len(configs) == 1:
+        diverged, stopped = _alone(*configs, configs, workdir, allow_base_mismatch)
     else:
-        shared = configs[trials[0].name]
+        shared = next(iter(configs.values()))
         ready = read_members(shared, workdir, configs)
         diverged, stopped = train_members(shared, workdir, configs, ready, allow_base_mismatch)
-    for trial in trials:
+    for trial in (trial for trial in trials if trial.name in configs):
         if trial.name in diverged:
             trial.status, trial.why = DIVERGED, diverged[trial.name]
         elif trial.name not in stopped:

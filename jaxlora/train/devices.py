@@ -20,7 +20,7 @@ from jaxlora.train.mesh import divisors, make_mesh
 from jaxlora.workers import cores
 
 _COPIES = 10**9  # bytes of the base on all cores together
-_SHARE = 0.1  # of a device's memory, for what no arithmetic sees: the program, gathered weights, fragments
+SHARE = 0.1  # of a device's memory, for what no arithmetic sees: the program, gathered weights, fragments
 
 
 def share_cores(base: str) -> None:
@@ -80,7 +80,7 @@ def lay_out(
     if len(choices) == 1 or not limit:
         return mesh
     shape = model_shape(config)
-    reserve = int(_SHARE * limit)
+    reserve = int(SHARE * limit)
     reserve += activation_bytes(config, shape, mesh, 0 if labels else config.loss_chunk, members)
     for fsdp in choices:
         mesh = make_mesh(fsdp, tensor, devices)

@@ -1,14 +1,18 @@
 """`jaxlora reproduce` from an empty folder to the table: a generated cohort, small bases, a few rows of two tasks."""
 
 import json
+import math
 import shutil
 
+import numpy as np
 import pytest
 
-from jaxlora import workers
+from jaxlora import pipeline, workers
+from jaxlora.config import field_of
 from jaxlora.eval import predictions
 from jaxlora.reproduce.results import load
 from jaxlora.reproduce.work import SCORE
+from jaxlora.train import run_config
 
 CONFIG = "--config=configs/reproduce.py"
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -21,6 +25,11 @@ SIZES = {
 SMALL = [CONFIG, "--scale=demo", "--tasks=los,mor", "--config.resamples=50", "--config.tfidf.c=(1.0,)"]
 SMALL += [f"--config.demo.{name}={value}" for name, value in SIZES.items()]
 ROWS = ("frozen", "frozen_downstream", "frozen_downstream_as_published", "tfidf")
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,8 @@ def test_a_row_without_its_base_is_listed_with_the_remedy(small, made, tmp_path)
     arguments = [CONFIG, data, "--tasks=los", "--rows=bluebert,tfidf", "--config.resamples=20"]
     assert small.run("reproduce", "--table=3", *arguments, f"--workdir={tmp_path}") == 0
     absent, floor = load(tmp_path / "table-3.json").rows
+    made_again = load(tmp_path / "table-3.json").command
+    assert made_again.split()[-4:] == [CONFIG, "--config.data.dir=DIR", "--config.resamples=20", "--workdir=RUNS"]
     assert absent.not_run == "give --config.bases.bluebert=HF_DIR" and absent.cells[0].printed == 66.36
     assert floor.cells[0].value is not None and floor.cells[0].verdict == ""  # the paper prints no such row
     assert json.loads((tmp_path / "table-3.json").read_text())["no_verdict"] == ""
@@ -116,6 +127,67 @@ def test_an_encoder_is_trained_whole_beside_the_others(small, made):
     assert small.run("reproduce", "--table=3", *arguments) == 0
     (row,) = load(made / "table-3.json").rows
     assert row.cells[0].value is not None and row.cells[0].printed == 76.95
+
+
+def test_runs_of_a_row_that_share_a_program_are_those_that_train_makes(small, made, tmp_path):
+    command = ["reproduce", "--table=3", *SMALL, "--rows=frozen_downstream", f"--workdir={made}"]
+    assert small.run(*command) == 0
+    (row,) = load(made / "table-3.json").rows
+    for task in ("mor", "los"):
+        shutil.move(made / f"runs/llama/{task}/frozen_downstream/seed-0", tmp_path / task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "train_run", lambda *_: pytest.fail("these are members"))
+        assert small.run(*command, "--config.together=2") == 0
+    (together,) = load(made / "table-3.json").rows
+    for cell, own in zip(together.cells, row.cells, strict=True):
+        assert (cell.value, cell.low, cell.high) == pytest.approx((own.value, own.low, own.high), abs=0.01)
+        member, alone = made / cell.folders[0], tmp_path / cell.task
+        assert (member / "config.json").read_bytes() == (alone / "config.json").read_bytes()
+        np.testing.assert_allclose(losses(member), losses(alone), rtol=1e-5)
+        assert len(losses(member)) > 2 and (member / "log.jsonl").read_bytes() != (alone / "log.jsonl").read_bytes()
+    found = [[(a.name, a.start, a.changed, a.as_it_should) for a in of.adapters] for of in (together, row)]
+    assert found[0] == found[1] and all(adapter.as_it_should for adapter in row.adapters)
+
+
+def test_a_row_is_searched_before_its_seeds_are_run(small, made, capfd):
+    searching = ["--config.search.method=random", "--config.search.budget=2"]
+    command = ["reproduce", "--table=3", *SMALL, *searching, "--rows=lora,tfidf", "--tasks=mor", f"--workdir={made}"]
+    assert small.run(*command) == 0
+    cell = made / "runs/llama/mor/lora/random-2"
+    trials = json.loads((cell / "search/sweep.json").read_text())
+    best = json.loads((cell / "search/best.json").read_text())
+    sizes = {f"adapters.downstream.{name}" for name in ("rank", "alpha", "dropout")}
+    assert len(trials) == 2 and all(trial["status"] == "complete" for trial in trials.values())
+    assert set(best["settings"]) == {"learning_rate", *sizes}
+    used = run_config.read(str(cell / "seed-0"))
+    assert {field: field_of(used, field) for field in best["settings"]} == best["settings"]
+    np.testing.assert_allclose(losses(cell / "seed-0"), losses(cell / "search" / best["trial"]), rtol=1e-5)
+    table = load(made / "table-3.json")
+    assert table.rows[0].cells[0].folders == ("runs/llama/mor/lora/random-2/seed-0",)
+    assert table.rows[1].cells[0].folders == ("runs/words/mor/tfidf/seed-0",)
+    said = "searched with 2 trials at random, by the AUROC of seed 0 on the validation notes"
+    assert said in table.remarks[-1] and "(learning rate, downstream rank, downstream alpha, " in table.remarks[-1]
+    assert not (made / "runs/llama/mor/lora/seed-0").exists()
+    before = (made / "table-3.json").read_bytes()
+    capfd.readouterr()
+    assert small.run(*command) == 0
+    assert "Table 3, searches: 1 runs, 1 of them made before" in capfd.readouterr().out
+    assert (made / "table-3.json").read_bytes() == before
+
+
+def test_a_perplexity_as_published_is_of_batches_and_has_no_interval(small, made, tmp_path):
+    shutil.copytree(made / "demo", tmp_path / "demo")
+    arguments = [option for option in SMALL if not option.startswith("--tasks")]
+    arguments += ["--rows=lora", "--config.mode=paper", f"--workdir={tmp_path}"]
+    assert small.run("reproduce", "--table=2", *arguments) == 0
+    table = load(tmp_path / "table-2.json")
+    cells = {cell.task: cell for cell in table.rows[0].cells}
+    saved = predictions.load(tmp_path / cells["test_ppl"].folders[0] / "predictions-test.npz")
+    batches = [slice(start, start + 8) for start in range(0, len(saved.ids), 8)]
+    published = math.exp(np.mean([saved.nll[part].sum() / saved.tokens[part].sum() for part in batches]))
+    assert cells["test_ppl"].value == pytest.approx(published, rel=1e-5) and cells["test_ppl"].low is None
+    assert "micro-batches of 8 notes, as published, which has no interval" in table.remarks[-2]
+    assert "--config.mode=paper" in table.command and "DIAG" not in table.remarks[-2]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +201,9 @@ def test_an_encoder_is_trained_whole_beside_the_others(small, made):
         (["--table=3", "--scale=small"], "--scale: no 'small'"),
         (["--table=3", "--config.bases.core=/nowhere"], "config.bases.core: /nowhere has no config.json"),
         (["--table=3", "--rows=tfidf", "--config.data.dir=/nowhere"], "is not prepared"),
+        (["--table=3", "--config.search.method=grid"], "config.search.method: no 'grid'; valid: bayes, random"),
+        (["--table=2", "--config.search.method=random"], "config.search.method: the techniques of Table 2 have"),
+        (["--table=3", "--config.search.method=random", "--config.search.budget=0"], "config.search.budget is 0"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(refused, tmp_path, arguments, said):

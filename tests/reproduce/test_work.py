@@ -14,8 +14,8 @@ def test_a_run_that_was_stopped_is_not_scored(monkeypatch, tmp_path):
     config = default()
     config.trainable = ("head",)
     with pytest.raises(UserError, match="^mor: stopped by SIGTERM; the same command goes on from there$"):
-        make(config, str(tmp_path), "mor", 20)
-    assert not (tmp_path / SCORE).exists()
+        make({"mor": config}, str(tmp_path), 20)
+    assert not (tmp_path / "mor" / SCORE).exists()
 
 
 def test_the_metric_is_the_papers():

@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from jaxlora import sweep
-from jaxlora.config import adapter, default
 from jaxlora.data.builders import Prepared
 from jaxlora.search import search
-from jaxlora.search.record import Trial
-from jaxlora.search.search import programs
 from jaxlora.train import run_config
 
 RATES = ("learning_rate", ("log", 1e-3, 1e-1))
@@ -156,29 +152,6 @@ def test_the_test_notes_are_not_read(small, tmp_path, monkeypatch):
     given = flags(small, ("learning_rate", (1e-3, 1e-2)), row="head_only", search__method="grid")
     assert small.run("sweep", *given, f"--workdir={tmp_path}") == 0
     assert set(read) == {"train", "validation"}
-
-
-def test_trials_share_a_program_where_they_differ_in_their_own_fields_alone(small):
-    config = default()
-    config.search.together = 2
-    trials = [Trial(f"{n}", {"learning_rate": 0.1 * n, "batch_size": 2 + 2 * (n % 2)}) for n in range(5)]
-    found = [[trial.name for trial in program] for program in programs(trials, config)]
-    assert found == [["0", "2"], ["4"], ["1", "3"]]
-    config.trainable = ("base", "head")
-    assert [[trial.name for trial in program] for program in programs(trials[:3], config)] == [["0"], ["2"], ["1"]]
-
-
-def test_what_is_no_lora_over_a_llama_is_trained_alone(small_base, tmp_path):
-    config = default()
-    config.base = str(small_base)
-    config.adapters.clinical = adapter(2, 4)
-    assert sweep.why_alone(config) == ""
-    config.adapters.clinical.technique = "prefix"
-    assert "config.adapters.clinical is of technique 'prefix'; the members of a sweep" in sweep.why_alone(config)
-    config.adapters.clinical.technique = "lora"
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    config.base = str(tmp_path)
-    assert "config.base is of model_type 'bert', which does not train together" in sweep.why_alone(config)
 
 
 @pytest.mark.parametrize(
