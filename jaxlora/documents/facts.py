@@ -13,13 +13,13 @@ from jaxlora.data.examples import OUTCOMES
 from jaxlora.errors import UserError
 from jaxlora.eval import calibration, metrics, subgroups, uncertainty
 from jaxlora.eval.predictions import Predictions, load
+from jaxlora.eval.runs import title
 from jaxlora.eval.subgroups import Group
 from jaxlora.eval.uncertainty import Interval
 from jaxlora.interop import huggingface
 from jaxlora.interop.tensors import model_files
 from jaxlora.models.techniques import described, spec_of
 from jaxlora.partition import partition_of
-from jaxlora.rows import title_of
 from jaxlora.train import run_config
 from jaxlora.train.checkpoint import Checkpoints
 
@@ -108,9 +108,8 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
         of = partition_of(tuple(name.split("/")))
         partitions[of] = partitions.get(of, 0) + int(np.prod(shape, dtype=np.int64))
     present = [name for name in partitions if not name.startswith("initial/")]
-    active, trainable = tuple(config.active), tuple(config.trainable)
     return Facts(
-        row=title_of(active, trainable, tuple(config.adapters)),
+        row=title(config),
         config=config,
         kind=metadata["kind"],
         labels=tuple(metadata["labels"]),
@@ -120,7 +119,7 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
         adapters={name: described(spec_of(fields)) for name, fields in metadata["adapters"].items()},
         earlier=_earlier(config),
         partitions=dict(sorted(partitions.items())),
-        trained=frozenset().union(*(partition.matched(pattern, present) for pattern in trainable)),
+        trained=frozenset().union(*(partition.matched(pattern, present) for pattern in config.trainable)),
         update=update,
         score=metadata["score"] if np.isfinite(metadata["score"]) else None,
         dataset=config.data.name,
@@ -132,7 +131,7 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
 def _evaluated(predictions: Predictions, resamples: int) -> Evaluated:
     p, outcome = predictions, predictions.kind in OUTCOMES
     values = metrics.evaluate(p)
-    groups = tuple(subgroups.evaluate(p, intervals=_of_group(resamples))) if outcome and p.groups else ()
+    groups = tuple(subgroups.evaluate([p], resamples=resamples)) if outcome else ()
     positives = None
     if p.kind == "binary":
         count, others = (len(np.unique(p.patients[p.labels == label])) for label in (1, 0))
@@ -145,12 +144,8 @@ def _evaluated(predictions: Predictions, resamples: int) -> Evaluated:
         positives=positives,
         calibration=calibration.evaluate(p) if outcome else {},
         groups=groups,
-        gaps=subgroups.gaps(p, list(groups)) if groups else {},
+        gaps=subgroups.gaps(groups, values["auroc"]) if groups else {},
     )
-
-
-def _of_group(resamples: int):
-    return lambda part: uncertainty.intervals(part, ["auroc"], resamples)["auroc"]
 
 
 def _parameters(base: str) -> int | None:

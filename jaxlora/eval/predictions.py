@@ -13,6 +13,9 @@ import numpy as np
 from jaxlora import files
 from jaxlora.errors import UserError
 
+# What numpy raises of a file that is no longer what was written.
+DAMAGE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+
 
 def _none() -> np.ndarray:
     return np.zeros(0, np.float32)
@@ -71,8 +74,7 @@ def load(path: str | Path) -> Predictions:
     Raises:
       UserError: no such file, or a damaged one.
     """
-    if not Path(path).exists():
-        raise UserError(f"{path} does not exist; run `jaxlora evaluate` on that workdir first")
+    _check_there(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             kind, names, *categories = json.loads(str(file["about"]))
@@ -81,6 +83,29 @@ def load(path: str | Path) -> Predictions:
             if categories:
                 pairs = zip(categories[0].items(), file["groups"], strict=True)
                 groups = {attribute: (tuple(of), codes) for (attribute, of), codes in pairs}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"{path} is damaged; run `jaxlora evaluate` on that workdir again") from None
+    except DAMAGE:
+        raise UserError(_damaged(path)) from None
     return Predictions(kind, tuple(names), **arrays, groups=groups)
+
+
+def checksums(path: str | Path) -> list[tuple[str, int]]:
+    """Returns the checksum of every array of a predictions file, without reading the arrays: what the file holds.
+
+    Raises:
+      UserError: no such file, or a damaged one.
+    """
+    _check_there(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            return [(member.filename, member.CRC) for member in file.infolist()]
+    except DAMAGE:
+        raise UserError(_damaged(path)) from None
+
+
+def _check_there(path: str | Path) -> None:
+    if not Path(path).exists():
+        raise UserError(f"{path} does not exist; run `jaxlora evaluate` on that workdir first")
+
+
+def _damaged(path: str | Path) -> str:
+    return f"{path} is damaged; run `jaxlora evaluate` on that workdir again"

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxlora import files
+from jaxlora.data.examples import OUTCOMES
 from jaxlora.errors import UserError
 from jaxlora.eval import figures, metrics, sections
-from jaxlora.eval.runs import find_runs
+from jaxlora.eval.runs import EvaluatedRun, find_runs
 
 # The columns of a task's table: metric and title; runs are compared by the first one.
 _COLUMNS = {
@@ -37,42 +38,62 @@ def report(folder: str | Path, seconds: float | None = None) -> str:
     folder = Path(folder)
     runs = find_runs(folder)
     corpora = [run for run in runs if run.predictions.kind == "lm" and run.active]
-    outcomes = [run for run in runs if run.predictions.kind != "lm"]
-    summary = {"perplexity": {}, "tasks": {}}
-    for run in corpora:
-        values = metrics.evaluate(run.predictions)
-        adapted = ", ".join(["+".join(run.active), *([run.member] if run.member else [])])
-        for name, value in (("base", "base_perplexity"), (adapted, "perplexity")):
-            summary["perplexity"].setdefault(name, []).append(values[value])
-    columns = {}
-    for run in outcomes:
-        columns[run.dataset] = _COLUMNS.get(run.predictions.kind, _OF_NOTES)
-        rows = summary["tasks"].setdefault(run.dataset, {})
-        rows.setdefault(run.row, []).append(metrics.evaluate(run.predictions))
-    summary["perplexity"] = {name: float(np.mean(of)) for name, of in summary["perplexity"].items()}
-    summary["tasks"] = {
-        task: {row: _mean(of, columns[task]) for row, of in rows.items()} for task, rows in summary["tasks"].items()
-    }
+    tasks: dict[str, dict[str, list[EvaluatedRun]]] = {}
+    for run in (run for run in runs if run.predictions.kind != "lm"):
+        tasks.setdefault(run.dataset, {}).setdefault(run.row, []).append(run)
+    columns = {task: _COLUMNS.get(_first(rows).predictions.kind, _OF_NOTES) for task, rows in tasks.items()}
+    adapted = _adapted(corpora)
+    summary = {"perplexity": _perplexity(adapted), "tasks": {}}
+    for task, rows in tasks.items():
+        of_task = {row: [metrics.evaluate(run.predictions) for run in of] for row, of in rows.items()}
+        summary["tasks"][task] = {row: _mean(values, columns[task]) for row, values in of_task.items()}
     if seconds is not None:
         summary["seconds"] = round(seconds, 1)
-    made = figures.draw(folder / "figures", corpora, outcomes)
+    pictures = folder / "figures"
     text = _markdown(summary, columns)
-    parts = [text, _pictures(made)]
-    for task, section in sections.write(folder / "figures", outcomes).items():
-        summary["tasks_in_detail"] = summary.get("tasks_in_detail", {}) | {task: section.summary}
-        parts += [f"## {task}\n\n{section.text}", _pictures(section.figures)]
+    parts = [text]
+    for task, rows in tasks.items():
+        if _first(rows).predictions.kind in OUTCOMES:
+            section = sections.write(pictures, task, rows)
+            summary["tasks_in_detail"] = summary.get("tasks_in_detail", {}) | {task: section.summary}
+            parts += [f"## {task}\n\n{section.text}", _shown(section.figures)]
+    panels = ({"notes": adapted} if adapted else {}) | tasks
+    logs = {title: {row: [run.log for run in of] for row, of in rows.items()} for title, rows in panels.items()}
+    loss = figures.losses(pictures / "loss.png", logs)
+    if loss:
+        parts += ["## Training\n", _shown([loss])]
     files.write_json(folder / "report.json", summary)
     files.write(folder / "report.md", "\n".join(parts))
     return text
 
 
-def _pictures(paths: list[Path]) -> str:
+def _first(rows: dict[str, list[EvaluatedRun]]) -> EvaluatedRun:
+    return next(iter(rows.values()))[0]
+
+
+def _adapted(corpora: list[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
+    """Returns the language-model runs by their active adapters; the members of a sweep each."""
+    rows: dict[str, list[EvaluatedRun]] = {}
+    for run in corpora:
+        rows.setdefault(", ".join(["+".join(run.active), *([run.member] if run.member else [])]), []).append(run)
+    return rows
+
+
+def _perplexity(adapted: dict[str, list[EvaluatedRun]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for name, runs in adapted.items():
+        for values in (metrics.evaluate(run.predictions) for run in runs):
+            found.setdefault("base", []).append(values["base_perplexity"])
+            found.setdefault(name, []).append(values["perplexity"])
+    return {name: float(np.mean(of)) for name, of in found.items()}
+
+
+def _shown(paths: list[Path]) -> str:
     return "".join(f"![{path.stem}](figures/{path.name})\n" for path in paths)
 
 
 def _mean(values: list[dict[str, float]], columns: dict[str, str]) -> dict[str, float]:
-    result = {name: float(np.mean([v[name] for v in values])) for name in columns}
-    result["n"] = values[0]["n"]
+    result = sections.mean([{name: of[name] for name in columns} for of in values]) | {"n": values[0]["n"]}
     if len(values) > 1:
         first = next(iter(columns))
         result |= {"runs": len(values), f"{first}_sd": float(np.std([v[first] for v in values], ddof=1))}

@@ -3,17 +3,32 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxlora.errors import UserError
 from jaxlora.eval.predictions import Predictions, load
+from jaxlora.interop.bert import is_bert
+from jaxlora.interop.llama_config import read_json
+from jaxlora.models.lora_spec import BERT_MODULES, MODULES
 from jaxlora.rows import ROWS, title_of
+
+_FAMILIES = ("LLaMA", "base"), ("BERT",)  # what a base is called, those together whose rows stand beside each other
+_TECHNIQUES = {
+    "adalora": "AdaLoRA",
+    "ia3": "(IA)³",
+    "prefix": "prefix tuning",
+    "prompt": "prompt tuning",
+    "p_tuning": "P-tuning",
+    "adaptation_prompt": "adaptation prompt",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class EvaluatedRun:
     """One evaluated run: its dataset, its active adapters, the title of its row, its predictions, its log, its name as
-    a member of a sweep, and the directory of its base."""
+    a member of a sweep, the directory of its base, and, of an outcome, its predictions for validation notes, if any."""
 
     dataset: str
     active: tuple[str, ...]
@@ -22,9 +37,10 @@ class Run:
     log: list[dict[str, float]]
     member: str = ""
     base: str = ""
+    validation: Predictions | None = None
 
 
-def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
+def find_runs(folder: str | Path, split: str = "test") -> list[EvaluatedRun]:
     """Returns every evaluated run under `folder`, in the order of the rows of the paper's tables. Where there are
     several bases, each row names its own.
 
@@ -34,12 +50,36 @@ def find_runs(folder: str | Path, split: str = "test") -> list[Run]:
     runs = [_read(path) for path in sorted(Path(folder).rglob(f"predictions-{split}.npz"))]
     if not runs:
         raise UserError(f"--workdir: no evaluated run under {folder}; run `jaxlora evaluate` on one first")
-    order = [row.title for row in ROWS.values()]
+    order = [row.title.replace("LLaMA", name) for names in _FAMILIES for row in ROWS.values() for name in names]
     runs = sorted(runs, key=lambda run: (run.dataset, order.index(run.row) if run.row in order else len(order)))
     bases = _short({run.base for run in runs if run.base})
     if len(bases) < 2:
         return runs
     return [dataclasses.replace(run, row=f"{run.row}, {bases[run.base]}") if run.base else run for run in runs]
+
+
+def title(config: Mapping[str, Any]) -> str:
+    """Returns the title of the row that a run's config is, with what its base is and how its adapter is made.
+
+    Raises:
+      UserError: the base is here and its config.json is damaged.
+    """
+    active, adapters = tuple(config["active"]), config["adapters"]
+    technique = next((adapters[name].get("technique", "lora") for name in active if name in adapters), "lora")
+    row, family = (
+        title_of(active, tuple(config["trainable"]), tuple(adapters)),
+        _family(config.get("base", ""), adapters),
+    )
+    return row.replace("LLaMA", family).replace("LoRA", _TECHNIQUES.get(technique, "LoRA"))
+
+
+def _family(base: str, adapters: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns what the base is: as its config.json says or, where it is not here, the layers that a LoRA is on."""
+    if base and (Path(base) / "config.json").exists():
+        return "BERT" if is_bert(read_json(base)) else "LLaMA"
+    targets = {target for adapter in adapters.values() for target in adapter.get("targets", ())}
+    of_bert, of_llama = targets & BERT_MODULES.keys(), targets & MODULES.keys()
+    return "BERT" if of_bert else "LLaMA" if of_llama else "base"
 
 
 def _short(paths: set[str]) -> dict[str, str]:
@@ -50,12 +90,11 @@ def _short(paths: set[str]) -> dict[str, str]:
             return names
 
 
-def _read(predictions: Path) -> Run:
+def _read(predictions: Path) -> EvaluatedRun:
     path, sweep = predictions.parent / "config.json", predictions.parent.parent / "sweep.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        dataset, active = config["data"]["name"], tuple(config["active"])
-        row = title_of(active, tuple(config["trainable"]), tuple(config["adapters"]))
+        dataset, active, row = config["data"]["name"], tuple(config["active"]), title(config)
         path = predictions.parent / "log.jsonl"
         log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         path, member = sweep, predictions.parent.name
@@ -63,7 +102,16 @@ def _read(predictions: Path) -> Run:
             member = ""
     except FileNotFoundError:
         raise UserError(f"{path} is missing; copy the whole run, or remove its {predictions.name}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged; copy it again, or remove {predictions}") from None
-    base = config.get("base", "")
-    return Run(dataset, active, f"{row}, {member}" if member else row, load(predictions), log, member, base)
+    held_out = predictions.parent / "predictions-validation.npz"
+    return EvaluatedRun(
+        dataset,
+        active,
+        f"{row}, {member}" if member else row,
+        load(predictions),
+        log,
+        member,
+        config.get("base", ""),
+        load(held_out) if held_out.exists() else None,
+    )

@@ -5,6 +5,7 @@ every column of a binary task or of several labels; Platt scaling keeps it where
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -71,6 +72,11 @@ def platt(validation: Predictions) -> np.ndarray:
         if np.isfinite(slope):
             lines[column] = offset - slope * center / spread, slope / spread
     return lines
+
+
+def platt_scaled(runs: Sequence[Predictions], validation: Sequence[Predictions]) -> list[Predictions]:
+    """Returns the predictions of some runs, each after Platt scaling on its own validation notes."""
+    return [straightened(run, platt(fitted_on)) for run, fitted_on in zip(runs, validation, strict=True)]
 
 
 def straightened(predictions: Predictions, lines: np.ndarray) -> Predictions:

@@ -5,18 +5,15 @@ be reckoned back. The patients of whom the group is not known are a group of the
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlora.eval import calibration, metrics
+from jaxlora.eval import calibration, uncertainty
 from jaxlora.eval.predictions import Predictions
 
 LEAST = 20  # patients
 UNKNOWN = "not known"
-
-# From the predictions of a group to the low and the high end of the interval of its AUROC.
-Intervals = Callable[[Predictions], tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,25 +40,21 @@ class Group:
     slope: float | None = None
 
 
-def evaluate(predictions: Predictions, least: int = LEAST, intervals: Intervals | None = None) -> list[Group]:
+def evaluate(runs: Sequence[Predictions], least: int = LEAST, resamples: int = 2000) -> list[Group]:
     """Returns the groups of every attribute of a task of whole notes, those that are not shown too.
 
     Args:
-      predictions: with `groups`.
+      runs: of one row with several seeds, or one run, with `groups`; values are means over them, and intervals those of
+        such a mean over the patients of the group.
       least: the fewest patients of a group that is shown, and the fewest positive or negative ones that are counted.
-      intervals: gives the interval of a group's AUROC.
+      resamples: of the patients, for the interval of a group's AUROC.
     """
-    return [
-        group
-        for attribute, (names, codes) in predictions.groups.items()
-        for group in _of_attribute(predictions, attribute, names, codes, least, intervals)
-    ]
+    return [group for attribute in runs[0].groups for group in _of_attribute(runs, attribute, least, resamples)]
 
 
-def gaps(predictions: Predictions, groups: list[Group]) -> dict[str, float]:
-    """Returns by attribute how far the AUROC of its worst group lies below that of all notes; attributes with fewer
-    than two groups that have one are left out."""
-    whole = _auroc(predictions)
+def gaps(groups: Sequence[Group], whole: float) -> dict[str, float]:
+    """Returns by attribute how far the AUROC of its worst group lies below `whole`, that of all notes; attributes with
+    fewer than two groups that have one are left out."""
     found: dict[str, list[float]] = {}
     for group in groups:
         if group.auroc is not None and np.isfinite(group.auroc):
@@ -96,45 +89,34 @@ def subset(predictions: Predictions, chosen: np.ndarray) -> Predictions:
     )
 
 
-def _of_attribute(
-    predictions: Predictions,
-    attribute: str,
-    names: tuple[str, ...],
-    codes: np.ndarray,
-    least: int,
-    intervals: Intervals | None,
-) -> list[Group]:
-    present = [(name, codes == code) for code, name in [*enumerate(names), (-1, UNKNOWN)] if (codes == code).any()]
-    parts = [subset(predictions, chosen) for _, chosen in present]
-    patients = np.asarray([len(np.unique(part.patients)) for part in parts])
+def _of_attribute(runs: Sequence[Predictions], attribute: str, least: int, resamples: int) -> list[Group]:
+    names, codes = runs[0].groups[attribute]
+    present = [(name, code) for code, name in [*enumerate(names), (-1, UNKNOWN)] if (codes == code).any()]
+    parts = [[subset(run, run.groups[attribute][1] == code) for run in runs] for _, code in present]
+    patients = np.asarray([len(np.unique(part.patients)) for part, *_ in parts])
     out = hidden(patients[:, None], least)
     uncounted = np.ones(len(parts), bool)
-    if predictions.kind == "binary":
-        positives = np.asarray([len(np.unique(part.patients[part.labels == 1])) for part in parts])
+    if runs[0].kind == "binary":
+        positives = np.asarray([len(np.unique(part.patients[part.labels == 1])) for part, *_ in parts])
         uncounted = hidden(np.stack([positives, patients - positives], axis=1), least, out)
     result = []
-    for number, ((name, _), part) in enumerate(zip(present, parts, strict=True)):
+    for number, ((name, _), of_runs) in enumerate(zip(present, parts, strict=True)):
         if out[number]:
             result.append(Group(attribute, name, shown=False))
             continue
-        area = _auroc(part)
-        low, high = intervals(part) if intervals and np.isfinite(area) else (np.nan, np.nan)
+        found = uncertainty.over_seeds(of_runs, "auroc", resamples)
         result.append(
             Group(
                 attribute,
                 name,
                 shown=True,
                 patients=int(patients[number]),
-                notes=len(part.ids),
+                notes=len(of_runs[0].ids),
                 positives=None if uncounted[number] else int(positives[number]),
-                auroc=area,
-                low=float(low),
-                high=float(high),
-                slope=calibration.median_slope(part),
+                auroc=found.mean,
+                low=found.low,
+                high=found.high,
+                slope=float(np.mean([calibration.median_slope(part) for part in of_runs])),
             )
         )
     return result
-
-
-def _auroc(predictions: Predictions) -> float:
-    return metrics.auroc(*metrics.one_vs_rest(predictions))

@@ -1,7 +1,8 @@
 """How sure a metric is: bootstrap intervals over patients, paired comparisons of runs, several seeds.
 
-Notes of one patient are alike, so patients are drawn and not notes. The replicates of two runs are of the same draws,
-and so are those of several seeds: what they differ by is then not which patients were drawn.
+Notes of one patient are alike, so patients are drawn and not notes. A patient is drawn as often wherever it occurs: the
+replicates of two runs, of several seeds and of tasks that share patients are of the same draws, and what they differ by
+is then not which patients were drawn.
 
 A positive drawn twice is ranked beside itself. To AUROC that is nothing, but the replicates of average precision lie
 above its value, where labels are rare even all of them, and their percentiles are then no interval of it. So replicates
@@ -17,7 +18,7 @@ from scipy import stats
 from jaxlora.errors import UserError
 from jaxlora.eval.delong import delong
 from jaxlora.eval.predictions import Predictions
-from jaxlora.eval.statistics import statistic
+from jaxlora.eval.statistics import Statistic, statistic
 from jaxlora.eval.weights import Weights, drawn, left_out, unit
 
 LEVEL = 0.95  # of every interval
@@ -38,6 +39,14 @@ class Comparison(NamedTuple):
     low: float
     high: float
     p: float
+
+
+class Sampled(NamedTuple):
+    """A metric by its name, its value in the sample, and in every draw of the patients, `[resamples]`."""
+
+    name: str
+    value: float
+    draws: np.ndarray
 
 
 class Seeds(NamedTuple):
@@ -77,8 +86,7 @@ def intervals(
     of = statistic(p, names, thresholds, train_positives)
 
     def values(replicates: Iterable[Weights]) -> np.ndarray:
-        found = [of(weights) for weights in replicates]
-        return np.stack([np.concatenate([block[name] for block in found]) for name in names])
+        return _values(of, names, replicates)
 
     samples = values(drawn(p.patients, resamples, seed))
     if kind == "percentile":
@@ -91,25 +99,54 @@ def intervals(
     return {name: _bca(*each) for name, *each in zip(names, samples, point, without, strict=True)}
 
 
-def compare(one: Predictions, other: Predictions, name: str, resamples: int = 2000, seed: int = 0) -> Comparison:
-    """Compares a metric of two runs on the same notes, over the same draws of their patients.
+def sampled(predictions: Predictions, name: str, resamples: int = 2000, seed: int = 0) -> Sampled:
+    """Returns a metric of a run with its bootstrap replicates.
 
-    p is twice the smaller share of the draws whose difference is at or beyond zero, the sample itself counted among
-    them: never less than 2 / (resamples + 1).
+    Raises:
+      UserError: what `statistic` raises.
+    """
+    of, p = statistic(predictions, [name]), predictions
+    point = float(_values(of, [name], [unit(len(p.ids))])[0, 0])
+    return Sampled(name, point, _values(of, [name], drawn(p.patients, resamples, seed))[0])
+
+
+def average(parts: Sequence[Sampled]) -> Sampled:
+    """Returns the mean of some metrics, such as those of several seeds or of the tasks of a table.
+
+    In each draw it is the mean of what they are in that draw: patients whom they share are drawn for all at once.
+    """
+    value = float(np.mean([part.value for part in parts]))
+    return Sampled(parts[0].name, value, np.mean([part.draws for part in parts], axis=0))
+
+
+def interval(of: Sampled) -> Interval:
+    """Returns the 95 % interval of a metric or of an average, from its centred replicates."""
+    return _within(of.name, _percentile(_centred(of.draws, of.value)))
+
+
+def difference(one: Sampled, other: Sampled) -> Comparison:
+    """Returns one metric less another of the same patients, over the same draws.
+
+    p is the normal one of the difference over the standard deviation of its draws. Their share beyond zero is never
+    less than one of them, from which a correction for a hundred comparisons leaves nothing to be found.
+    """
+    value = one.value - other.value
+    draws = _centred(one.draws - other.draws, value)
+    if not len(draws):
+        return Comparison(value, np.nan, np.nan, np.nan)
+    sd = draws.std()
+    p = 2 * stats.norm.sf(abs(value) / sd) if sd else float(value == 0)
+    return Comparison(value, *_percentile(draws), float(p))
+
+
+def compare(one: Predictions, other: Predictions, name: str, resamples: int = 2000, seed: int = 0) -> Comparison:
+    """Compares a metric of two runs on the same notes, as `difference` does.
 
     Raises:
       UserError: the runs have other notes, patients, labels or truth, or what `statistic` raises.
     """
     check_same(one, other)
-    p = one.patients, other.patients
-    points = _of_runs([one, other], name, zip(*([unit(len(of))] for of in p), strict=True))[:, 0]
-    samples = _of_runs([one, other], name, zip(*(drawn(of, resamples, seed) for of in p), strict=True))
-    difference = float(points[0] - points[1])
-    draws = _centred(samples[0] - samples[1], difference)
-    if not len(draws):
-        return Comparison(difference, np.nan, np.nan, np.nan)
-    sides = [(np.count_nonzero(side) + 1) / (len(draws) + 1) for side in (draws <= 0, draws >= 0)]
-    return Comparison(difference, *_percentile(draws), min(1.0, 2 * min(sides)))
+    return difference(*(sampled(run, name, resamples, seed) for run in (one, other)))
 
 
 def over_seeds(runs: Sequence[Predictions], name: str, resamples: int = 2000, seed: int = 0) -> Seeds:
@@ -120,12 +157,10 @@ def over_seeds(runs: Sequence[Predictions], name: str, resamples: int = 2000, se
     """
     for run in runs[1:]:
         check_same(runs[0], run)
-    patients = [run.patients for run in runs]
-    points = _of_runs(runs, name, zip(*([unit(len(of))] for of in patients), strict=True))[:, 0]
-    samples = _of_runs(runs, name, zip(*(drawn(of, resamples, seed) for of in patients), strict=True))
-    sd = float(points.std(ddof=1)) if len(runs) > 1 else float("nan")
-    draws = _centred(samples.mean(axis=0), points.mean())
-    return Seeds(float(points.mean()), sd, *_within(name, _percentile(draws)), len(runs))
+    parts = [sampled(run, name, resamples, seed) for run in runs]
+    mean = average(parts)
+    sd = float(np.std([part.value for part in parts], ddof=1)) if len(runs) > 1 else float("nan")
+    return Seeds(mean.value, sd, *interval(mean), len(runs))
 
 
 def check_same(one: Predictions, other: Predictions) -> None:
@@ -169,11 +204,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _of_runs(runs: Sequence[Predictions], name: str, replicates: Iterable[tuple[Weights, ...]]) -> np.ndarray:
-    """Returns a metric of each run, `[runs, replicates]`, from the same replicates with each run's order of notes."""
-    statistics = [statistic(run, [name]) for run in runs]
-    blocks = [[of(own)[name] for of, own in zip(statistics, weights, strict=True)] for weights in replicates]
-    return np.concatenate(blocks, axis=1)
+def _values(of: Statistic, names: Sequence[str], replicates: Iterable[Weights]) -> np.ndarray:
+    """Returns the values of some metrics, `[metrics, replicates]`."""
+    found = [of(weights) for weights in replicates]
+    return np.stack([np.concatenate([block[name] for block in found]) for name in names])
 
 
 def _truth(p: Predictions, order: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """From the scores of finished runs to a table: means over seeds, intervals, verdicts."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -8,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from jaxlora.eval import uncertainty
-from jaxlora.eval.predictions import Predictions, load
-from jaxlora.reproduce.results import DIFFERS, PASS, Adapter, Cell, Column, TableRow
+from jaxlora.eval.uncertainty import Sampled
+from jaxlora.reproduce import replicates
+from jaxlora.reproduce.results import AVERAGE, DIFFERS, PASS, Adapter, Cell, Column, TableRow
 from jaxlora.reproduce.runs import Job
-from jaxlora.reproduce.tables import BASES, TASK_COLUMNS, TEST_NOTES, Line
-from jaxlora.reproduce.work import SCORE, metric_of
+from jaxlora.reproduce.tables import BASES, TASK_COLUMNS, TEST_NOTES, PaperRow
+from jaxlora.reproduce.work import SCORE
 
 
 def row_of(
-    line: Line,
+    line: PaperRow,
     columns: tuple[Column, ...],
     jobs: Sequence[Job],
     workdir: Path,
@@ -29,55 +31,84 @@ def row_of(
     Args:
       columns: of the table, not of all tasks where some were asked for; then there are no averages.
       jobs: its runs, all finished. why: there are none; "" where there are.
-      judged: whether its cells get a verdict. resamples: of the patients, for the interval of several seeds.
+      judged: whether its cells get a verdict. resamples: of the patients, for the intervals.
     """
-    scores = [(job, json.loads((job.folder / SCORE).read_text(encoding="utf-8"))) for job in jobs]
+    scores = [(job, _score(job)) for job in jobs]
+    samples = samples_of(jobs, columns, resamples)
+    paper = any(job.config.mode == "paper" for job in jobs)
     cells = []
     for column in columns:
         of_cell = [(job, score["cells"][column.name]) for job, score in scores if column.name in score["cells"]]
-        cells.append(_cell(line, column, of_cell, workdir, judged, resamples))
-    values = [cell.value for cell in cells]
-    whole = columns == TASK_COLUMNS
+        same = paper or column.name not in ("diag", "proc")  # the printed ones are ranked by a softmax
+        cell = Cell(
+            column.name,
+            printed=line.printed.get(column.name),
+            folders=tuple(str(job.folder.relative_to(workdir)) for job, _ in of_cell),
+        )
+        values = [score["value"] for _, score in of_cell if score["value"] is not None]
+        cells.append(_filled(cell, column, values, samples.get(column.name), cell.printed, judged and same))
+    average = None
+    if columns == TASK_COLUMNS:
+        wrong = line.average is not None and abs(line.average - line.true_average) > 0.0051
+        average = Cell(AVERAGE.name, printed=line.average, corrected=line.true_average if wrong else None)
+        of_seeds = samples.get(AVERAGE.name, [])
+        values = [100 * of.value for of in of_seeds]
+        average = _filled(average, AVERAGE, values, of_seeds, line.true_average, judged and paper)
     return TableRow(
         name=line.name,
         title=line.title,
         base=BASES[line.base].title,
         cells=tuple(cells),
-        average=float(np.mean(values)) if whole and None not in values else None,
-        printed_average=line.average if whole else None,
-        true_average=line.true_average if whole else None,
+        average=average,
         as_published=line.as_published,
         not_run=why,
         adapters=tuple(Adapter(**found) for _, score in scores for found in score["adapters"]),
     )
 
 
-def _cell(
-    line: Line, column: Column, found: list[tuple[Job, dict]], workdir: Path, judged: bool, resamples: int
+def samples_of(jobs: Sequence[Job], columns: Sequence[Column], resamples: int) -> dict[str, list[Sampled]]:
+    """Returns the replicates of a row by column, one of each seed, of the columns whose scores have an interval.
+
+    Where these are all tasks there is their average too, of each seed: over the tasks, in the same draw of the union of
+    their patients.
+    """
+    found = {column.name: [] for column in columns}
+    for job in jobs:
+        for name, score in _score(job)["cells"].items():
+            if name in found and score.get("low") is not None:
+                found[name].append(replicates.of_run(job.folder, job.config.mode, resamples).sampled)
+    if tuple(columns) == TASK_COLUMNS and all(found.values()):
+        found[AVERAGE.name] = [uncertainty.average(of_seed) for of_seed in zip(*found.values(), strict=True)]
+    return {name: of_seeds for name, of_seeds in found.items() if of_seeds}
+
+
+def _score(job: Job) -> dict:
+    return json.loads((job.folder / SCORE).read_text(encoding="utf-8"))
+
+
+def _filled(
+    cell: Cell,
+    column: Column,
+    values: Sequence[float],
+    samples: Sequence[Sampled] | None,
+    theirs: float | None,
+    judged: bool,
 ) -> Cell:
-    printed = line.printed.get(column.name)
-    scores = [score for _, score in found if score["value"] is not None]
-    folders = tuple(str(job.folder.relative_to(workdir)) for job, _ in found)
-    if not scores:
-        return Cell(column.name, printed=printed, folders=folders)
-    values = [score["value"] for score in scores]
-    value = float(np.mean(values))
-    bounds, sd = [scores[0].get("low"), scores[0].get("high")], None
-    if len(values) > 1:
-        sd = float(np.std(values, ddof=1))
-        if bounds[0] is not None:
-            seeds = [load(job.folder / "predictions-test.npz") for job, _ in found]
-            bounds = _interval(seeds, found[0][0].config.mode, resamples)
-    same = column.name not in ("diag", "proc") or found[0][0].config.mode == "paper"  # the printed are by a softmax
-    verdict = verdict_of(column, value, *bounds, printed) if judged and same else ""
-    return Cell(column.name, value, *bounds, len(values), sd, printed, verdict, folders)
+    """Returns a cell with its value, spread, interval and verdict.
 
-
-def _interval(seeds: list[Predictions], mode: str, resamples: int) -> list[float]:
-    """Returns the interval of the mean over seeds, over patients, in the unit that the paper prints."""
-    metric, unit = ("perplexity", 1) if seeds[0].kind == "lm" else (metric_of(seeds[0].kind, mode), 100)
-    of_mean = uncertainty.over_seeds(seeds, metric, resamples)
-    return [unit * of_mean.low, unit * of_mean.high]
+    Args:
+      values: of the seeds, in the unit that the paper prints. samples: their replicates, where the figure has some.
+      theirs: what the verdict is about.
+    """
+    if not values:
+        return cell
+    value, low, high = float(np.mean(values)), None, None
+    if samples:
+        unit = 100 if column.unit == "percent" else 1
+        low, high = (unit * end for end in uncertainty.interval(uncertainty.average(samples)))
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    verdict = verdict_of(column, value, low, high, theirs) if judged else ""
+    return dataclasses.replace(cell, value=value, low=low, high=high, runs=len(values), sd=sd, verdict=verdict)
 
 
 def verdict_of(column: Column, value: float, low: float | None, high: float | None, printed: float | None) -> str:

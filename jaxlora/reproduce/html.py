@@ -4,14 +4,17 @@ It holds what the JSON of the table holds and what the figures are drawn from: m
 a note and no identifier, keyed or not, is in it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
 from jaxlora import files
-from jaxlora.reproduce import curves, figures, groups
+from jaxlora.reproduce import curves, figures, forests, groups
+from jaxlora.reproduce.cells import about_cells, about_pairs, compared, told, words
 from jaxlora.reproduce.figures import Figure
-from jaxlora.reproduce.results import PASS, Cell, Column, Table, TableRow
+from jaxlora.reproduce.rankings import rankings
+from jaxlora.reproduce.results import PASS, Cell, Column, Difference, Table, TableRow
+from jaxlora.reproduce.risks import risks
 from jaxlora.reproduce.style import STYLE
 
 # The browser itself refuses whatever would leave the file.
@@ -32,7 +35,8 @@ def page(table: Table, folder: Path) -> str:
       folder: that the folders of the table's cells are relative to.
     """
     ranked = curves.curves(table, folder)
-    drawn = [figures.forest(table), *figures.rankings(table, ranked), groups.calibration(table, ranked)]
+    of_labels = curves.frequencies(table, folder)
+    drawn = [forests.forest(table), *rankings(table, ranked, of_labels), *risks(table, ranked)]
     drawn.append(groups.subgroups(table, curves.groups(table, folder)))
     drawn.append(figures.perplexities(table, curves.losses(table, folder)))
     drawn = [figure for figure in drawn if figure]
@@ -40,6 +44,7 @@ def page(table: Table, folder: Path) -> str:
     sections = [
         ("run", "What was run", _run(table, curves.patients(table, folder))),
         ("table", "The table", _table(table)),
+        *([("pairs", "Rows compared", _pairs(table))] if table.pairs else []),
         *((figure.name, figure.title, _figure(figure)) for figure in drawn),
         *([("adapters", "Did the adapters do what the row says?", _adapters(table))] if _has_adapters(table) else []),
         ("again", "To run it again", _again(table)),
@@ -63,7 +68,7 @@ def page(table: Table, folder: Path) -> str:
 
 def _summary(table: Table) -> str:
     run = [row for row in table.rows if not row.not_run]
-    verdicts = [cell.verdict for row in run for cell in row.cells if cell.verdict]
+    verdicts = [cell.verdict for row in run for cell in row.every_cell if cell.verdict]
     text = f"{len(run)} of {len(table.rows)} rows were run. "
     if verdicts:
         passed = verdicts.count(PASS)
@@ -113,44 +118,74 @@ def _breakable(name: str) -> str:
 
 
 def _table(table: Table) -> str:
-    average = any(row.average is not None or row.printed_average is not None for row in table.rows)
-    columns = [*(column.title for column in table.columns), *(["average"] if average else [])]
-    head = "".join(f'<th scope="col" role="columnheader">{escape(name)}</th>' for name in ["row", *columns])
-    best = {number: _best(table, number) for number in range(len(table.columns))}
+    columns = table.every_column
+    best = {number: _best(table, number) for number in range(len(columns))}
     body, base, headed = [], None, figures.with_heading(table.rows)
     for row in table.rows:
         if row.base != base and row.base in headed:
-            body.append(
-                f'<tr role="row"><th scope="rowgroup" role="rowheader" colspan="{len(columns) + 1}">{escape(row.base)}'
-                "</th></tr>"
-            )
+            body.append(_group(row.base, len(columns)))
         base = row.base
-        body.append(_row(table, row, best, average))
-    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in _remarks(table))
-    return (
-        f'<table class="cards" role="table" style="{_widths(table, columns)}">'
-        f'<caption>{escape(_caption(table))}</caption><thead role="rowgroup"><tr role="row">{head}</tr></thead>'
-        f'<tbody role="rowgroup">{"".join(body)}</tbody></table>'
-        f"{f'<ul>{remarks}</ul>' if remarks else ''}"
+        body.append(_row(columns, row, best))
+    values = (
+        told(cell.value, c.unit)
+        for row in table.rows
+        for cell, c in zip(row.every_cell, columns, strict=True)
+        if cell.value is not None
     )
+    remarks = "".join(f"<li>{escape(remark)}</li>" for remark in _remarks(table))
+    return _cards("row", columns, body, values, _caption(table)) + (f"<ul>{remarks}</ul>" if remarks else "")
+
+
+def _cards(first: str, columns: Sequence[Column], body: Iterable[str], values: Iterable[str], caption: str) -> str:
+    """A table that a narrow screen shows as cards, one a row, with the names and the values of its cells in columns."""
+    head = "".join(
+        f'<th scope="col" role="columnheader">{escape(name)}</th>' for name in [first, *(c.title for c in columns)]
+    )
+    names = max(len(_short(column)) for column in columns)
+    widths = f"--names: {min(names, 10)}ch; --values: {max(map(len, values), default=1) + 1}ch"
+    return (
+        f'<table class="cards" role="table" style="{widths}"><caption>{escape(caption)}</caption>'
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f'<tbody role="rowgroup">{"".join(body)}</tbody></table>'
+    )
+
+
+def _group(base: str, columns: int) -> str:
+    return f'<tr role="row"><th scope="rowgroup" role="rowheader" colspan="{columns + 1}">{escape(base)}</th></tr>'
 
 
 def _caption(table: Table) -> str:
-    text = "In brackets the 95 % interval over the patients of the test split; "
-    if len(table.seeds) > 1:
-        text += "± the standard deviation over the seeds, which is no part of it; "
-    text += (
-        "printed: what the paper has. The best value of a column is underlined, which does not mean that it is better "
-    )
-    return text + "than the next: see the intervals."
+    text = about_cells(table)
+    if any(_best(table, number) for number in range(len(table.columns))):
+        text += " The best value of a column is underlined, which does not mean that it is better than the next: see "
+        text += "the rows compared." if table.pairs else "the intervals."
+    return text
 
 
-def _widths(table: Table, columns: Sequence[str]) -> str:
-    """How wide the names and the values of the cells are where a narrow screen shows them under each other."""
-    names = max(len(name.partition(" (")[0]) for name in columns)
-    cells = (pair for row in table.rows for pair in zip(row.cells, table.columns, strict=True))
-    values = max((len(_told(cell.value, column)) for cell, column in cells), default=1)
-    return f"--names: {min(names, 10)}ch; --values: {values + 1}ch"
+def _pairs(table: Table) -> str:
+    columns, body, base, values = table.pair_columns, [], None, []
+    for pair in table.pairs:
+        if pair.base != base:
+            base = pair.base
+            body.append(_group(base, len(columns)))
+        cells = []
+        for column in columns:
+            difference = pair.of(column)
+            cells.append(_difference(column, difference))
+            values += [compared(difference, column.unit).value] if difference else []
+        head = f'<tr role="row"><th scope="row" role="rowheader">{escape(pair.title)}</th>'
+        body.append(f"{head}{''.join(cells)}</tr>")
+    return _figure(forests.differences(table)) + _cards("rows", columns, body, values, about_pairs(table))
+
+
+def _difference(column: Column, difference: Difference | None) -> str:
+    if difference is None:
+        return _filled(_short(column), "–", [], "")
+    of = compared(difference, column.unit)
+    parts = [("interval", f"({of.interval})"), ("p", f"p {of.p}"), ("p", f"Holm {of.holm}")]
+    parts += [("p", f"DeLong {of.delong}")] if of.delong else []
+    value = of.value + ("*" if of.significant else "")
+    return _filled(_short(column), value, [_part(kind, text) for kind, text in parts], "")
 
 
 def _remarks(table: Table) -> Iterator[str]:
@@ -159,70 +194,52 @@ def _remarks(table: Table) -> Iterator[str]:
             "As published: the published code added a downstream adapter and never put it in the forward pass, so "
             "these rows repeat the row without one; the rows beside them have both adapters at work."
         )
-    wrong = [row for row in table.rows if _other_average(row)]
-    if wrong:
-        yield "Where a printed average is not the mean of the printed cells, that mean is given as well."
     yield from table.remarks
-
-
-def _other_average(row: TableRow) -> bool:
-    """Whether the paper prints an average that is not that of its cells."""
-    both = row.printed_average is not None and row.true_average is not None
-    return both and abs(row.printed_average - row.true_average) > 0.0051
 
 
 def _best(table: Table, number: int) -> str:
     """The row with the best value of a column, of those that count."""
-    rows = [row for row in table.rows if row.cells[number].low is not None and not row.as_published]
+    rows = [row for row in table.rows if row.every_cell[number].low is not None and not row.as_published]
     if len(rows) < 2:
         return ""
-    better = min if table.columns[number].unit == "perplexity" else max
-    return better(rows, key=lambda row: row.cells[number].value).name
+    better = min if table.every_column[number].unit == "perplexity" else max
+    return better(rows, key=lambda row: row.every_cell[number].value).name
 
 
-def _row(table: Table, row: TableRow, best: dict[int, str], average: bool) -> str:
+def _row(columns: Sequence[Column], row: TableRow, best: dict[int, str]) -> str:
     badge = '<span class="badge">its downstream adapter is not in the forward pass</span>' if row.as_published else ""
     published = ' class="published"' if row.as_published else ""
     head = f'<tr role="row"{published}><th scope="row" role="rowheader">{escape(figures.short(row))}{badge}</th>'
-    cells = [
-        _cell(column, cell, best[number] == row.name)
-        for number, (column, cell) in enumerate(zip(table.columns, row.cells, strict=True))
-    ]
-    if average:
-        cells.append(_average(row))
+    filled = list(zip(columns, row.every_cell, strict=True))
     if row.not_run:
         printed = " · ".join(
-            f"{_short(column)} {_told(cell.printed, column)}"
-            for column, cell in zip(table.columns, row.cells, strict=True)
+            f"{_short(column)} {words(cell, column.unit).printed}"
+            for column, cell in filled
             if cell.printed is not None
         )
-        told = f"<small>the paper prints {escape(printed)}</small>" if printed else ""
+        paper = f"<small>the paper prints {escape(printed)}</small>" if printed else ""
         reason = f"not run: {escape(row.not_run)}"
-        return f'{head}<td class="reason" role="cell" colspan="{len(cells)}">{reason}<br>{told}</td></tr>'
+        return f'{head}<td class="reason" role="cell" colspan="{len(filled)}">{reason}<br>{paper}</td></tr>'
+    cells = [_cell(column, cell, best[number] == row.name) for number, (column, cell) in enumerate(filled)]
     return f"{head}{''.join(cells)}</tr>"
 
 
 def _cell(column: Column, cell: Cell, best: bool) -> str:
-    parts = []
-    if cell.low is not None:
-        parts.append(f'<span class="interval">[{_told(cell.low, column)}, {_told(cell.high, column)}]</span>')
-    if cell.sd is not None:
-        parts.append(f'<span class="sd">± {_told(cell.sd, column)} ({cell.runs} seeds)</span>')
-    if cell.printed is not None:
-        parts.append(f'<span class="printed">printed {_told(cell.printed, column)}</span>')
-    if cell.verdict:
-        kind, mark = ("pass", "✓ agrees") if cell.verdict == PASS else ("differs", "≠ differs")
-        parts.append(f'<span class="verdict {kind}">{mark}</span>')
-    return _filled(_short(column), _told(cell.value, column), parts, "best" if best else "")
+    of, parts = words(cell, column.unit), []
+    if of.sd:
+        parts.append(_part("sd", f"± {of.sd}"))
+    if of.interval:
+        parts.append(_part("interval", f"({of.interval})"))
+    if of.printed:
+        parts.append(_part("printed", f"[{of.printed}{f' = {of.corrected}' if of.corrected else ''}]"))
+    if of.mark:
+        kind, verdict = ("pass", "agrees") if cell.verdict == PASS else ("differs", "differs")
+        parts.append(_part(f"verdict {kind}", f"{of.mark} {verdict}"))
+    return _filled(_short(column), of.value, parts, "best" if best else "")
 
 
-def _average(row: TableRow) -> str:
-    parts = []
-    if row.printed_average is not None:
-        parts.append(f'<span class="printed">printed {row.printed_average:.2f}</span>')
-    if _other_average(row):
-        parts.append(f'<span class="printed">in truth {row.true_average:.2f}</span>')
-    return _filled("average", "–" if row.average is None else f"{row.average:.2f}", parts, "")
+def _part(kind: str, text: str) -> str:
+    return f'<span class="{kind}">{escape(text)}</span>'
 
 
 def _filled(name: str, value: str, about: list[str], kind: str) -> str:
@@ -291,14 +308,3 @@ def _again(table: Table) -> str:
         "Markdown, LaTeX and JSON.</p><p>Nothing here is of one patient: no text, no identifier. The runs themselves, "
         "their predictions and every adapter trained on credentialed notes stay under the agreement of those notes.</p>"
     )
-
-
-def _told(value: float | None, column: Column) -> str:
-    if value is None:
-        return "–"
-    if column.unit == "count":
-        return f"{value:,.0f}"
-    if column.unit == "seconds":
-        hours, rest = divmod(round(value), 3600)
-        return f"{hours}:{rest // 60:02}:{rest % 60:02}"
-    return f"{value:.3f}" if column.unit == "perplexity" else f"{value:.2f}"

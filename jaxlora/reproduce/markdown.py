@@ -1,29 +1,25 @@
 """A reproduced table as Markdown."""
 
-from jaxlora.reproduce.results import DIFFERS, PASS, Cell, Column, Table, TableRow
+from jaxlora.reproduce.cells import about_cells, about_pairs, compared, words
+from jaxlora.reproduce.results import Cell, Column, Difference, Pair, Table, TableRow
 
 
 def write(table: Table) -> str:
     """Returns the table: ours with its interval, the paper's in brackets, the verdict, and what is to be said of it."""
-    averages = has_averages(table)
-    heads = [column.title for column in table.columns] + (["average"] if averages else [])
-    lines = [f"# {table.title}", "", f"{table.metric}.", ""]
-    lines += [f"Each cell: ours, its 95 % interval over patients, [the paper's]; {_marks(table)}", ""]
-    lines += [f"| row | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    columns = table.every_column
+    lines = [f"# {table.title}", "", f"{table.metric}.", "", about_cells(table), ""]
+    lines += [f"{table.no_verdict[:1].upper()}{table.no_verdict[1:]}", ""] if table.no_verdict else []
+    lines += _head("row", columns)
     base = ""
     for row in table.rows:
         if row.base != base:
             base = row.base
-            lines.append(f"| **{base}** |" + " |" * len(heads))
-        lines.append(_row(row, table.columns, averages))
-    lines.append("")
-    lines += [f"* {sentence}" for sentence in remarks(table)]
+            lines.append(f"| **{base}** |" + " |" * len(columns))
+        lines.append(_row(row, columns))
+    lines += ["", *(f"* {sentence}" for sentence in remarks(table))]
+    if table.pairs:
+        lines += ["", "## Rows compared", "", about_pairs(table), "", *_pairs(table)]
     return "\n".join(lines) + "\n"
-
-
-def has_averages(table: Table) -> bool:
-    """Returns whether a table has a column of averages."""
-    return any(row.average is not None or row.printed_average is not None for row in table.rows)
 
 
 def remarks(table: Table) -> list[str]:
@@ -38,57 +34,45 @@ def remarks(table: Table) -> list[str]:
             told += f"; without any effect on the logits: {', '.join(inert)}" if inert else ""
             said.append(told + (f". NOT AS IT SHOULD BE in {len(wrong)} runs." if wrong else "."))
     if len(table.seeds) > 1:
-        said.append(f"Means over seeds {', '.join(map(str, table.seeds))}; ± is the standard deviation over them.")
+        said.append(f"Means over seeds {', '.join(map(str, table.seeds))}.")
     for name, splits in table.counts.items():
         said.append(f"{name}: " + ", ".join(f"{count:,} {split}" for split, count in splits.items()) + " notes.")
     said.append(f"Made by `{table.command}`.")
     return said
 
 
-def _marks(table: Table) -> str:
-    if table.no_verdict:
-        return table.no_verdict
-    return f"✓ {PASS}, ≠ {DIFFERS}. Averages: ours, [the paper's], and where that is wrong = the mean of its cells."
+def _head(first: str, columns: tuple[Column, ...]) -> list[str]:
+    return [f"| {' | '.join([first, *(column.title for column in columns)])} |", "|---|" + "---|" * len(columns)]
 
 
-def _row(row: TableRow, columns: tuple[Column, ...], averages: bool) -> str:
-    cells = [_cell(cell, column) for cell, column in zip(row.cells, columns, strict=True)]
-    if averages:
-        cells.append(_average(row))
+def _row(row: TableRow, columns: tuple[Column, ...]) -> str:
+    cells = [_cell(cell, column) for cell, column in zip(row.every_cell, columns, strict=True)]
     title = f"{row.title} (not run: {row.not_run})" if row.not_run else row.title
     return f"| {title} | {' | '.join(cells)} |"
 
 
 def _cell(cell: Cell, column: Column) -> str:
-    parts = [told(cell.value, column.unit) if cell.value is not None else "–"]
-    if cell.sd is not None:
-        parts[0] += f" ± {told(cell.sd, column.unit)}"
-    if cell.low is not None and cell.high is not None:
-        parts.append(f"({told(cell.low, column.unit)}–{told(cell.high, column.unit)})")
-    if cell.printed is not None:
-        parts.append(f"[{told(cell.printed, column.unit)}]")
-    return " ".join(parts + {PASS: ["✓"], DIFFERS: ["≠"]}.get(cell.verdict, []))
+    of = words(cell, column.unit)
+    parts = [of.value + (f" ± {of.sd}" if of.sd else ""), f"({of.interval})" if of.interval else ""]
+    printed = of.printed + (f" = {of.corrected}" if of.corrected else "")
+    return " ".join(filter(None, [*parts, f"[{printed}]" if printed else "", of.mark]))
 
 
-def _average(row: TableRow) -> str:
-    parts = ["–" if row.average is None else f"{row.average:.2f}"]
-    if row.printed_average is not None:
-        parts.append(f"[{row.printed_average:.2f}{corrected(row)}]")
-    return " ".join(parts)
+def _pairs(table: Table) -> list[str]:
+    columns = table.pair_columns
+    lines, base = _head("rows", columns), ""
+    for pair in table.pairs:
+        if pair.base != base:
+            base = pair.base
+            lines.append(f"| **{base}** |" + " |" * len(columns))
+        lines.append(f"| {' | '.join([pair.title, *(_difference(pair, column) for column in columns)])} |")
+    return lines
 
 
-def corrected(row: TableRow) -> str:
-    """Returns the true mean of the printed cells, where the printed average is another."""
-    if row.true_average is None or abs(row.true_average - row.printed_average) < 0.01:
-        return ""
-    return f" = {row.true_average:.2f}"
-
-
-def told(value: float, unit: str) -> str:
-    """Returns a figure as a table prints it."""
-    if unit == "count":
-        return f"{value:,.0f}"
-    if unit == "seconds":
-        minutes, seconds = divmod(round(value), 60)
-        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-    return f"{value:.3f}" if unit == "perplexity" else f"{value:.2f}"
+def _difference(pair: Pair, column: Column) -> str:
+    difference: Difference | None = pair.of(column)
+    if difference is None:
+        return "–"
+    of = compared(difference, column.unit)
+    delong = f", DeLong {of.delong}" if of.delong else ""
+    return f"{of.value}{'*' if of.significant else ''} ({of.interval}) p {of.p}, Holm {of.holm}{delong}"

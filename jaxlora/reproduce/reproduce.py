@@ -21,9 +21,10 @@ from jaxlora.errors import UserError, one_of
 from jaxlora.programs import programs
 from jaxlora.reproduce import html, latex, markdown, searches, small
 from jaxlora.reproduce.collect import row_of
+from jaxlora.reproduce.comparisons import compared
 from jaxlora.reproduce.results import Table
 from jaxlora.reproduce.runs import SCALES, Job, clinical_line, jobs_of, needs_clinical
-from jaxlora.reproduce.tables import BASES, PLANS, TASKS, Line, Plan
+from jaxlora.reproduce.tables import BASES, TABLES, TASKS, PaperRow, PaperTable
 from jaxlora.reproduce.work import BEST, SCORE, make, search
 from jaxlora.train import run_config
 
@@ -54,7 +55,7 @@ def reproduce(
     Raises:
       UserError: there is no such table, row, task or dataset, or a run cannot be made.
     """
-    plan, lines, tasks = _chosen(config, number, tasks, rows, seeds, scale)
+    paper, lines, tasks = _chosen(config, number, tasks, rows, seeds, scale)
     command = _command(config, number, tasks if tasks != tuple(TASKS) else (), rows, seeds, scale, changed)
     folder, drawn = Path(workdir), tuple(range(config.seed, config.seed + seeds))
     jax.config.update("jax_compilation_cache_dir", str((folder / "compilation_cache").absolute()))
@@ -67,18 +68,19 @@ def reproduce(
     step_1 = [job for base in bases for job in jobs_of(config, scale, clinical_line(base), (), drawn[:1], folder)]
     jobs = {line.name: jobs_of(config, scale, line, tasks, drawn, folder) for line in present}
     every = [job for of_line in jobs.values() for job in of_line]
-    counts, what = _counts([*step_1, *every]), plan.title.partition(":")[0]
+    counts, what = _counts([*step_1, *every]), paper.title.partition(":")[0]
     _run(config, step_1, "step 1", folder, counts)
     looked_for = searches.searches_of(config, scale, every)
     if looked_for:
         _search(looked_for, f"{what}, searches", folder)
         jobs = {name: [searches.with_best(config, job) for job in of_line] for name, of_line in jobs.items()}
     _run(config, [job for of_line in jobs.values() for job in of_line], what, folder, counts)
-    columns, judged = tuple(column for column in plan.columns if column.name in tasks or not tasks), scale == "full"
+    beside = {} if looked_for else _beside(config, scale, paper, tasks, drawn, folder)
+    columns, judged = tuple(column for column in paper.columns if column.name in tasks or not tasks), scale == "full"
     table = Table(
         number=int(number),
-        title=plan.title,
-        metric=plan.metric,
+        title=paper.title,
+        metric=paper.metric,
         scale=scale,
         seeds=drawn,
         command=command,
@@ -88,8 +90,9 @@ def reproduce(
             for line in lines
         ),
         no_verdict="" if judged else _NO_VERDICT,
+        pairs=compared(paper.pairs, jobs | beside, columns, config.resamples),
         counts=counts,
-        remarks=(*plan.remarks, _how(config, number, scale), searches.told(config, looked_for)),
+        remarks=(*paper.remarks, _how(config, number, scale), searches.told(config, looked_for)),
     )
     table.save(folder / f"table-{number}.json")
     files.write(folder / f"table-{number}.md", markdown.write(table))
@@ -100,7 +103,7 @@ def reproduce(
 
 def _chosen(
     config: ConfigDict, number: str, tasks: Sequence[str], rows: Sequence[str], seeds: int, scale: str
-) -> tuple[Plan, tuple[Line, ...], tuple[str, ...]]:
+) -> tuple[PaperTable, tuple[PaperRow, ...], tuple[str, ...]]:
     """Returns the table, its lines that were asked for and its tasks, of Table 2 none, both in the paper's order.
 
     Raises:
@@ -108,26 +111,26 @@ def _chosen(
     """
     if "bases" not in config:
         raise UserError("--config has no part `bases`; give configs/reproduce.py")
-    plan = PLANS[int(one_of("--table", number, map(str, PLANS)))]
+    paper = TABLES[int(one_of("--table", number, map(str, TABLES)))]
     one_of("--scale", scale, SCALES)
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; give 1 or more")
-    names = [line.name for line in plan.lines]
+    names = [line.name for line in paper.rows]
     for name in rows:
         one_of("--rows", name, names)
     for name in tasks:
         one_of("--tasks", name, TASKS)
-    if plan is PLANS[2]:
+    if paper is TABLES[2]:
         if tasks:
             raise UserError("--tasks: Table 2 is of step 1 and has no tasks; leave it out")
     else:
         tasks = tuple(name for name in TASKS if name in tasks or not tasks)
     if config.search.method:
         searches.check(config, number)
-    return plan, tuple(line for line in plan.lines if line.name in rows or not rows), tuple(tasks)
+    return paper, tuple(line for line in paper.rows if line.name in rows or not rows), tuple(tasks)
 
 
-def _not_run(config: ConfigDict, line: Line) -> str:
+def _not_run(config: ConfigDict, line: PaperRow) -> str:
     """Returns why a line cannot be run, or ""."""
     if not BASES[line.base].kind:
         return ""
@@ -195,6 +198,16 @@ def _missing(jobs: Sequence[Job], done: str, what: str, workdir: Path) -> dict[s
             missing[str(place.relative_to(workdir))] = job
     print(f"{what}: {len(unique)} runs, {len(unique) - len(missing)} of them made before", flush=True)
     return missing
+
+
+def _beside(
+    config: ConfigDict, scale: str, paper: PaperTable, tasks: tuple[str, ...], seeds: tuple[int, ...], folder: Path
+) -> dict[str, list[Job]]:
+    """Returns the runs of the rows of Table 3 that a table is compared with, of those that are all there."""
+    wanted = {pair.other for pair in paper.pairs} - {line.name for line in paper.rows}
+    lines = [line for line in TABLES[3].rows if line.name in wanted]
+    jobs = {line.name: jobs_of(config, scale, line, tasks, seeds, folder) for line in lines}
+    return {name: of for name, of in jobs.items() if all((job.folder / SCORE).exists() for job in of)}
 
 
 def _all(function: Callable, units: Mapping[tuple[str, ...], tuple], what: str, unit: str) -> None:

@@ -9,7 +9,7 @@ from jaxlora import config as config_module
 from jaxlora.config import adapter, default
 from jaxlora.data.examples import named
 from jaxlora.interop.llama_config import read_config
-from jaxlora.reproduce.tables import BASES, DOWNSTREAM, PLANS, Line
+from jaxlora.reproduce.tables import BASES, DOWNSTREAM, TABLES, PaperRow
 from jaxlora.rows import ROWS, set_row
 
 SCALES = ("full", "demo")
@@ -20,7 +20,7 @@ _NOT_OF_RUNS = (*SCALES, "bases", "resamples", "together", "sizes")  # parts of 
 class Job:
     """One run: the line and the task ("" for step 1) that it is of, its seed, its config, and its folder."""
 
-    line: Line
+    line: PaperRow
     task: str
     seed: int
     config: ConfigDict
@@ -32,7 +32,9 @@ def clinical_folder(workdir: Path, base: str, technique: str, seed: int) -> Path
     return workdir / "runs" / base / "clinical" / technique / f"seed-{seed}"
 
 
-def jobs_of(config: ConfigDict, scale: str, line: Line, tasks: tuple[str, ...], seeds: tuple[int, ...], workdir: Path):
+def jobs_of(
+    config: ConfigDict, scale: str, line: PaperRow, tasks: tuple[str, ...], seeds: tuple[int, ...], workdir: Path
+):
     """Returns the runs of a line: one for each task and seed, or of Table 2 one for each seed.
 
     Args:
@@ -43,7 +45,7 @@ def jobs_of(config: ConfigDict, scale: str, line: Line, tasks: tuple[str, ...], 
     return [_outcome(config, config[scale], line, task, seed, workdir) for task in tasks for seed in seeds]
 
 
-def step_1(config: ConfigDict, sizes: ConfigDict, line: Line, seed: int, workdir: Path) -> Job:
+def step_1(config: ConfigDict, sizes: ConfigDict, line: PaperRow, seed: int, workdir: Path) -> Job:
     """Returns the run of step 1 of a line of Table 2."""
     run = _common(config, line, seed)
     run.data.name = named(f"clinical_corpus/{sizes.corpus}", config.mode)
@@ -59,17 +61,17 @@ def step_1(config: ConfigDict, sizes: ConfigDict, line: Line, seed: int, workdir
     return Job(line, "", seed, run, folder)
 
 
-def clinical_line(base: str) -> Line:
+def clinical_line(base: str) -> PaperRow:
     """Returns the line of Table 2 whose adapter the rows of Table 3 build on: the LoRA of their base."""
-    return next(line for line in PLANS[2].lines if (line.base, line.technique) == (base, "adapter"))
+    return next(line for line in TABLES[2].rows if (line.base, line.technique) == (base, "adapter"))
 
 
-def needs_clinical(line: Line) -> bool:
+def needs_clinical(line: PaperRow) -> bool:
     """Returns whether a line builds on an adapter of step 1."""
     return line.row in ROWS and "clinical" in ROWS[line.row].adapters
 
 
-def _outcome(config: ConfigDict, sizes: ConfigDict, line: Line, task: str, seed: int, workdir: Path) -> Job:
+def _outcome(config: ConfigDict, sizes: ConfigDict, line: PaperRow, task: str, seed: int, workdir: Path) -> Job:
     run = _common(config, line, seed)
     run.data.name = f"mimic3_admission/{named(task, config.mode)}"
     kind = BASES[line.base].kind
@@ -89,14 +91,14 @@ def _outcome(config: ConfigDict, sizes: ConfigDict, line: Line, task: str, seed:
     return Job(line, task, seed, run, folder)
 
 
-def part_of(line: Line, sizes: ConfigDict) -> ConfigDict:
+def part_of(line: PaperRow, sizes: ConfigDict) -> ConfigDict:
     """Returns the part of a scale's settings that a line of Table 3 or 4 takes its learning rate and batch from."""
     if BASES[line.base].kind == "encoder":
         return sizes.encoder
     return sizes[{"lora": "lora", "full": "whole"}.get(line.row, "head")]
 
 
-def _common(config: ConfigDict, line: Line, seed: int) -> ConfigDict:
+def _common(config: ConfigDict, line: PaperRow, seed: int) -> ConfigDict:
     """Returns what every run of a line has."""
     run = config.copy_and_resolve_references()
     run.unlock()

@@ -40,7 +40,7 @@ td.reason { text-align: left; color: var(--quiet); }
 .value { font-weight: 600; }
 .about span, .badge { display: block; }
 .value { display: inline-block; }
-.interval, .printed, .sd { font-size: .8rem; color: var(--quiet); white-space: nowrap; }
+.interval, .printed, .sd, .p { font-size: .8rem; color: var(--quiet); white-space: nowrap; }
 .verdict { font-size: .8rem; font-weight: 600; white-space: nowrap; }
 .pass { color: var(--good); }
 .differs { color: var(--bad); }
@@ -49,6 +49,7 @@ tr.published th[scope=row] { font-style: italic; font-weight: 400; }
 .best .value { text-decoration: underline; text-decoration-thickness: 2px; text-underline-offset: .2em; }
 .scroll { overflow-x: auto; }
 figure { margin: 0; }
+figure + .cards { margin-top: 1.5rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem 1.5rem; }
 figcaption { max-width: 46rem; margin-bottom: .6rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1.1rem; list-style: none; padding: 0;
@@ -69,9 +70,11 @@ svg .number { font-variant-numeric: tabular-nums; }
 .line.chance { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 4; }
 .line.interval { stroke: var(--ink); stroke-width: 1.8; }
 .line.faint { stroke-width: 1.1; }
+.line.dashed { stroke-dasharray: 5 3; }
 .dot { fill: var(--faint); }
 .dot.ours { fill: var(--s1); }
 .dot.published { fill: var(--quiet); }
+.dot.open { fill: var(--paper); stroke: var(--s1); stroke-width: 1.6; }
 .hollow { fill: none; stroke: var(--s0); stroke-width: 1.6; }
 @media (max-width: 46rem) {
   .cards, .cards caption, .cards tbody, .cards tr, .cards td, .cards th { display: block; width: 100%; }

@@ -14,7 +14,7 @@ from jaxlora.data.examples import unnamed
 from jaxlora.errors import UserError
 from jaxlora.eval import metrics, uncertainty
 from jaxlora.eval.predictions import Predictions, load
-from jaxlora.reproduce import adapters, tfidf
+from jaxlora.reproduce import adapters, replicates, tfidf
 from jaxlora.search.search import search_run
 from jaxlora.train import checkpoint, run_config
 
@@ -95,23 +95,16 @@ def _score(config: ConfigDict, folder: str, name: str, resamples: int, seconds: 
         cells = _of_step_1(config, folder, predictions, resamples, seconds)
     else:
         task = unnamed(config.data.name.rpartition("/")[2])[0]
-        cells = {task: _auroc(predictions, config.mode, resamples)}
+        cells = {task: _auroc(folder, config.mode, resamples)}
         if "clinical" in config.adapters:
             found = [vars(adapter) for adapter in adapters.adapters_of(folder, name)]
     files.write_json(Path(folder) / SCORE, {"cells": cells, "adapters": found})
 
 
-def metric_of(kind: str, mode: str) -> str:
-    """Returns the metric of an outcome that the paper has: of several classes the one-vs-one AUROC; of several labels,
-    in `mode` "paper", by a softmax over them."""
-    of_labels = "auroc_paper" if mode == "paper" else "auroc"
-    return {"multiclass": "auroc_ovo", "multilabel": of_labels}.get(kind, "auroc")
-
-
-def _auroc(predictions: Predictions, mode: str, resamples: int) -> dict[str, float]:
-    metric = metric_of(predictions.kind, mode)
-    low, high = uncertainty.intervals(predictions, (metric,), resamples)[metric]
-    return {"value": 100 * metrics.evaluate(predictions)[metric], "low": 100 * low, "high": 100 * high}
+def _auroc(folder: str, mode: str, resamples: int) -> dict[str, float]:
+    sampled = replicates.of_run(folder, mode, resamples).sampled
+    low, high = uncertainty.interval(sampled)
+    return {"value": 100 * sampled.value, "low": 100 * low, "high": 100 * high}
 
 
 def _of_step_1(

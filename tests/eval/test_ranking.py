@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as sk
 
 from jaxlora.eval.ranking import Ranking
@@ -83,14 +84,19 @@ def test_leaving_out_a_patient_is_leaving_out_its_notes():
         assert found[:, number] == pytest.approx(wanted, abs=1e-12)
 
 
-def test_a_patient_is_drawn_whole_and_as_many_as_there_are():
+def test_a_patient_is_drawn_whole_and_alike_wherever_it_occurs():
     patients = np.array(["b", "a", "b", "c", "a", "d"])
-    blocks = list(drawn(patients, 700, seed=1))
+    blocks = list(drawn(patients, 3000, seed=1))
     weights = np.concatenate([of.sums(np.eye(6, dtype=np.float32)) for of in blocks], axis=1)
-    assert weights.shape == (6, 700) and len(blocks) > 1
+    assert weights.shape == (6, 3000) and len(blocks) > 1
     np.testing.assert_array_equal(weights[[0, 1]], weights[[2, 4]])
     of_patients = weights[[1, 0, 3, 5]]
-    assert (of_patients.sum(axis=0) == 4).all()
-    assert np.abs(of_patients.mean(axis=1) - 1).max() < 0.15 and len(np.unique(of_patients, axis=1).T) > 20
-    shuffled = np.concatenate([of.sums(np.eye(6)) for of in drawn(patients[::-1], 700, seed=1)], axis=1)
-    np.testing.assert_array_equal(shuffled[::-1], weights)  # the same draws, wherever the notes lie
+    shares = [np.mean(of_patients == times) for times in range(5)]
+    assert shares == pytest.approx(stats.poisson.pmf(range(5), 1), abs=0.015)
+    assert np.abs(np.corrcoef(of_patients) - np.eye(4)).max() < 0.08  # four times its standard error
+    for other in (patients[::-1], np.array(["e", "c", "b"])):
+        found = np.concatenate([of.sums(np.eye(len(other))) for of in drawn(other, 3000, seed=1)], axis=1)
+        for name, row in zip(other, found, strict=True):
+            assert name == "e" or (row == weights[patients == name][0]).all()
+    other = np.concatenate([of.sums(np.eye(6)) for of in drawn(patients, 3000, seed=2)], axis=1)
+    assert abs(np.corrcoef(other[0], weights[0])[0, 1]) < 0.08

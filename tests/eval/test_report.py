@@ -18,7 +18,7 @@ IDS = np.array([f"{i:016x}" for i in range(60)])
 def write_run(folder, predictions, dataset, row, base=""):
     """Writes what `train` and `evaluate` leave behind."""
     folder.mkdir(parents=True)
-    adapters = {name: {} for name in row["adapters"]}
+    adapters = {name: {"targets": ["q_proj"]} for name in row["adapters"]}
     config = {"adapters": adapters, "active": row["active"], "trainable": row["trainable"], "data": {"name": dataset}}
     config["base"] = base
     (folder / "config.json").write_text(json.dumps(config))
@@ -40,8 +40,7 @@ def of_row(name):
     return {"adapters": row.adapters, "active": row.active, "trainable": row.trainable}
 
 
-@pytest.fixture
-def folder(tmp_path):
+def write_runs(tmp_path):
     tokens = np.full(60, 10, np.float32)
     corpus = Predictions("lm", (), IDS, IDS, nll=tokens * 2, base_nll=tokens * 3, tokens=tokens)
     clinical = {"adapters": ["clinical"], "active": ["clinical"], "trainable": ["clinical"]}
@@ -52,14 +51,26 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_shape_of_the_report(folder):
-    report(folder)
+@pytest.fixture
+def folder(tmp_path):
+    return write_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The folder of a report, and what it printed."""
+    folder = write_runs(tmp_path_factory.mktemp("runs"))
+    return folder, report(folder, seconds=12.3)
+
+
+def test_the_shape_of_the_report(reported):
+    folder, _ = reported
     found = json.loads((folder / "report.json").read_text())
-    assert set(found) == {"perplexity", "tasks", "tasks_in_detail"}
+    assert set(found) == {"perplexity", "tasks", "tasks_in_detail", "seconds"}
     assert found["perplexity"] == pytest.approx({"base": np.exp(3), "clinical": np.exp(2)})
     tasks = {task: list(rows) for task, rows in found["tasks"].items()}
     assert tasks == {
-        "length_of_stay": ["LLaMA (head only)", "LLaMA + LoRA"],
+        "length_of_stay": ["base (head only)", "LLaMA + LoRA"],
         "mortality": ["+ Clinical (frozen) + Downstream"],
     }
     values = found["tasks"]["length_of_stay"]["LLaMA + LoRA"]
@@ -70,8 +81,8 @@ def test_the_shape_of_the_report(folder):
 
 def test_seeds_are_averaged(folder):
     write_run(folder / "stay" / "lora2", classified(5), "length_of_stay", of_row("lora"))
-    report(folder)
-    values = json.loads((folder / "report.json").read_text())["tasks"]["length_of_stay"]["LLaMA + LoRA"]
+    report(folder / "stay")
+    values = json.loads((folder / "stay" / "report.json").read_text())["tasks"]["length_of_stay"]["LLaMA + LoRA"]
     each = [metrics.evaluate(classified(seed))["auroc"] for seed in (0, 5)]
     assert values["runs"] == 2 and values["auroc"] == pytest.approx(np.mean(each))
     assert values["auroc_sd"] == pytest.approx(np.std(each, ddof=1))
@@ -85,8 +96,8 @@ def test_bases_are_not_seeds_of_each_other(tmp_path):
     assert rows.keys() == {f"LLaMA + LoRA, {base}" for base in ("models/llama", "models/bluebert", "other/llama")}
 
 
-def test_the_table(folder):
-    text = report(folder, seconds=12.3)
+def test_the_table(reported):
+    folder, text = reported
     auroc = metrics.evaluate(classified(0))["auroc"]
     assert f"| LLaMA + LoRA | {auroc:.3f} |" in text
     assert "20.09" in text and "7.39" in text and "12 seconds" in text
@@ -94,8 +105,8 @@ def test_the_table(folder):
     assert json.loads((folder / "report.json").read_text())["seconds"] == 12.3
 
 
-def test_the_figures_are_pictures_that_the_report_shows(folder):
-    report(folder)
+def test_the_figures_are_pictures_that_the_report_shows(reported):
+    folder, _ = reported
     text, made = (folder / "report.md").read_text(), sorted(path.name for path in (folder / "figures").iterdir())
     assert {"roc-length_of_stay.png", "roc-mortality.png"} <= set(made) and any("loss" in name for name in made)
     for name in made:

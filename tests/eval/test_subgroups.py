@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from jaxlora.eval import subgroups
+from jaxlora.eval import subgroups, uncertainty
 from jaxlora.eval.predictions import Predictions
 
 
@@ -30,7 +30,7 @@ def made(sizes, kind="binary", seed=0, twice=False):
 
 def test_each_group_is_what_its_notes_alone_say():
     p = made([90, 70, 60])
-    found = subgroups.evaluate(p)
+    found = subgroups.evaluate([p], resamples=20)
     assert [(g.name, g.patients, g.notes, g.shown) for g in found] == [
         ("a", 90, 90, True),
         ("b", 70, 70, True),
@@ -40,34 +40,48 @@ def test_each_group_is_what_its_notes_alone_say():
     for group, at in zip(found, (slice(0, 90), slice(90, 160), slice(160, 220)), strict=True):
         assert group.auroc == pytest.approx(roc_auc_score(p.labels[at], scores[at]))
         assert group.positives == p.labels[at].sum() and np.isfinite(group.slope)
-        assert np.isnan(group.low) and np.isnan(group.high)
     worst = min(group.auroc for group in found)
-    assert subgroups.gaps(p, found) == {"site": pytest.approx(roc_auc_score(p.labels, scores) - worst)}
+    assert subgroups.gaps(found, 0.75) == {"site": pytest.approx(0.75 - worst)}
 
 
 def test_patients_are_counted_and_not_notes():
-    found = subgroups.evaluate(made([90, 30, 60], twice=True))
+    found = subgroups.evaluate([made([90, 30, 60], twice=True)], resamples=20)
     assert [(group.patients, group.shown) for group in found] == [(45, True), (None, False), (None, False)]
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
 def test_other_kinds(kind):
-    found = subgroups.evaluate(made([90, 60, 0], kind))
+    found = subgroups.evaluate([made([90, 60, 0], kind)], resamples=20)
     assert [group.name for group in found] == ["a", "b"]
     assert all(group.positives is None and np.isfinite([group.auroc, group.slope]).all() for group in found)
 
 
 def test_the_interval_is_of_the_group():
-    seen = []
-
-    def intervals(part):
-        seen.append(part.ids.tolist())
-        return 0.25, 0.75
-
     p = made([50, 40, 0])
-    found = subgroups.evaluate(p, intervals=intervals)
-    assert [(group.low, group.high) for group in found] == [(0.25, 0.75)] * 2
-    assert seen == [p.ids[:50].tolist(), p.ids[50:].tolist()]
+    part = subgroups.subset(p, np.arange(50))
+    expected = uncertainty.intervals(part, ["auroc"], 200)["auroc"]
+    group = subgroups.evaluate([p], resamples=200)[0]
+    assert (group.low, group.high) == pytest.approx(expected) and group.low < group.auroc < group.high
+
+
+def test_a_group_of_one_class_has_no_value():
+    p = made([50, 40, 0])
+    found = subgroups.evaluate([dataclasses.replace(p, labels=np.repeat([0, 1], [50, 40]))], resamples=20)
+    assert all(group.shown and np.isnan([group.auroc, group.low, group.high]).all() for group in found)
+    assert subgroups.gaps(found, 0.5) == {}
+
+
+def test_several_seeds_are_one_mean():
+    """A group's value and its interval are those of the mean over the runs, whatever their order of notes."""
+    one, other = made([60, 50, 0]), made([60, 50, 0], seed=1)
+    turned = subgroups.subset(other, np.arange(110)[::-1])
+    both = subgroups.evaluate([one, turned], resamples=200)
+    alone = [subgroups.evaluate([run], resamples=200) for run in (one, other)]
+    for group, *each in zip(both, *alone, strict=True):
+        assert group.auroc == pytest.approx(np.mean([of.auroc for of in each]))
+        assert group.slope == pytest.approx(np.mean([of.slope for of in each]))
+        assert group.high - group.low < max(of.high - of.low for of in each)
+        assert group.positives == each[0].positives
 
 
 @pytest.mark.parametrize(
@@ -108,22 +122,22 @@ def test_few_positives_are_not_counted():
     p = made([200, 100, 80])
     labels = np.zeros(380, int)
     labels[:60], labels[200:230], labels[300:305] = 1, 1, 1
-    found = subgroups.evaluate(dataclasses.replace(p, labels=labels))
+    found = subgroups.evaluate([dataclasses.replace(p, labels=labels)], resamples=20)
     assert [(group.patients, group.positives) for group in found] == [(200, 60), (100, None), (80, None)]
 
 
 def test_a_hidden_group_says_nothing_of_itself():
-    found = subgroups.evaluate(made([90, 12, 0], seed=1))
+    found = subgroups.evaluate([made([90, 12, 0], seed=1)], resamples=20)
     assert [group.shown for group in found] == [False, False]
     for group in found:
         said = dataclasses.asdict(group)
         assert {value for name, value in said.items() if name not in ("attribute", "name")} == {False, None}
-    assert subgroups.gaps(made([90, 12, 0]), found) == {}
+    assert subgroups.gaps(found, 0.5) == {}
 
 
 def test_how_few_are_few_can_be_set():
-    assert all(group.shown for group in subgroups.evaluate(made([90, 12, 0]), least=10))
+    assert all(group.shown for group in subgroups.evaluate([made([90, 12, 0])], least=10, resamples=20))
 
 
 def test_without_groups():
-    assert subgroups.evaluate(dataclasses.replace(made([30, 0]), groups={})) == []
+    assert subgroups.evaluate([dataclasses.replace(made([30, 0]), groups={})]) == []

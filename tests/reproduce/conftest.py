@@ -13,7 +13,7 @@ import pytest
 
 from jaxlora.eval import metrics
 from jaxlora.eval.predictions import Predictions
-from jaxlora.reproduce.results import DIFFERS, PASS, Adapter, Cell, Column, Table, TableRow
+from jaxlora.reproduce.results import DIFFERS, PASS, Adapter, Cell, Column, Difference, Pair, Table, TableRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,23 +167,34 @@ def outcomes(tmp_path_factory) -> tuple[Table, Path]:
             run.mkdir(parents=True)
             predictions = _predictions(kind, count, seed)
             predictions.save(run / "predictions-test.npz")
+            _predictions(kind, count, seed).save(run / "predictions-validation.npz")
             (run / "config.json").write_text(json.dumps({"data": {"name": f"mimic3_admission/{task}"}}))
             value = 100 * metrics.evaluate(predictions)["auroc"]
             verdict = PASS if task == "mor" else DIFFERS
             of = (f"{task}/{name}",)
-            cells.append(Cell(task, value, value - 2, value + 2, 3, 0.4, 76.99, verdict, of))
+            cells.append(Cell(task, value, value - 2, value + 2, 3, 0.4, 76.99, None, verdict, of))
         active = name == "frozen_downstream"
         adapters = (Adapter(f"mor/{name}", "downstream", "00", "01" if active else "00", active, active, 0.2 * active),)
-        rows.append(
-            TableRow(name, title, base, tuple(cells), 70.0, 58.61, 59.94, name.endswith("published"), "", adapters)
-        )
-    missing = tuple(Cell(task, printed=55.49) for task in KINDS)
-    rows.insert(1, TableRow("umlsbert", "UmlsBERT", "UmlsBERT", missing, not_run="give config.bases.umlsbert <folder>"))
+        average = Cell("average", 70.0, 69.0, 71.0, 3, 0.2, 58.61, 59.94, DIFFERS)
+        rows.append(TableRow(name, title, base, tuple(cells), average, name.endswith("published"), "", adapters))
+    missing, why = tuple(Cell(task, printed=55.49) for task in KINDS), "give config.bases.umlsbert <folder>"
+    rows.insert(1, TableRow("umlsbert", "UmlsBERT", "UmlsBERT", missing, Cell("average", printed=67.19), not_run=why))
+    pairs = [
+        _pair("frozen_downstream", "frozen_downstream_as_published", "fused frozen − as published", 4.0),
+        _pair("lora", "frozen", "LoRA − frozen", -12.5),
+    ]
     counts = {f"mimic3_admission/{task}": {"train": 1000, "test": 120} for task in KINDS}
     columns = tuple(Column(task, f"{task.upper()} (a task)", "percent") for task in KINDS)
     command = "jaxlora reproduce --table=3"
     about = ("Table 3: outcomes", "AUROC in %", "demo", (0, 1, 2), command, columns, tuple(rows))
-    return Table(3, *about, "At demo scale there is no verdict.", counts, ("A remark.",)), folder
+    return Table(3, *about, "At demo scale there is no verdict.", tuple(pairs), counts, ("A remark.",)), folder
+
+
+def _pair(one: str, other: str, title: str, value: float) -> Pair:
+    tasks = (*KINDS, "average")
+    ps = {"p": 0.01, "holm": 0.04 if value < 0 else 0.08}
+    differences = tuple(Difference(task, value, value - 3, value + 3.5, **ps) for task in tasks)
+    return Pair(one, other, title, "LLaMA", (dataclasses.replace(differences[0], delong=0.02), *differences[1:]))
 
 
 @pytest.fixture(scope="session")
@@ -200,6 +211,7 @@ def techniques(tmp_path_factory) -> tuple[Table, Path]:
         run.mkdir()
         (run / "config.json").write_text(json.dumps({"data": {"name": "clinical_corpus/mimic4"}}))
         log = [{"step": step, "loss": 1 + 3 / step} for step in range(1, 60)]
+        log += [{"step": step, "validation/perplexity": 4 + 40 / step} for step in (20, 40, 59)]
         (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
         ids = np.array([f"{i:016x}" for i in range(8)])
         tokens = np.full(8, 10, np.float32)
@@ -208,10 +220,12 @@ def techniques(tmp_path_factory) -> tuple[Table, Path]:
         value = np.e + number / 10
         cells = (
             Cell("trainable", 16_093_696, runs=1, printed=16_093_696, folders=(title,)),
-            Cell("test_ppl", value, value - 0.1, value + 0.1, 1, None, 2.244, PASS, (title,)),
+            Cell("test_ppl", value, value - 0.1, value + 0.1, 1, None, 2.244, None, PASS, (title,)),
             Cell("seconds", 3700.0, runs=1, printed=77_862, folders=(title,)),
         )
         rows.append(TableRow(title.lower(), title, "LLaMA", cells))
+    ratio = Difference("test_ppl", 1.0371, 1.01, 1.06, 0.001, 0.001)
+    pairs = (Pair("prefix tuning", "lora", "Prefix tuning / LoRA", "LLaMA", (ratio,)),)
     counts = {"clinical_corpus/mimic4": {"train": 2_387_834, "test": 265_315}}
     about = ("Table 2: step 1", "perplexity", "full", (0,), "jaxlora reproduce --table=2", columns, tuple(rows))
-    return Table(2, *about, "", counts), folder
+    return Table(2, *about, "", pairs, counts), folder

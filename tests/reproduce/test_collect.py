@@ -10,27 +10,29 @@ from sklearn.metrics import roc_auc_score
 
 from jaxlora.eval import uncertainty
 from jaxlora.eval.predictions import Predictions
-from jaxlora.reproduce.collect import printed_interval, row_of, verdict_of
-from jaxlora.reproduce.results import DIFFERS, PASS, Column
+from jaxlora.reproduce.collect import printed_interval, row_of, samples_of, verdict_of
+from jaxlora.reproduce.results import AVERAGE, DIFFERS, PASS, Column
 from jaxlora.reproduce.runs import Job
-from jaxlora.reproduce.tables import PLANS, TASK_COLUMNS, TECHNIQUE_COLUMNS
+from jaxlora.reproduce.tables import TABLES, TASK_COLUMNS, TASKS, TECHNIQUE_COLUMNS
 from jaxlora.reproduce.work import SCORE
 
-LINES = {line.name: line for line in PLANS[3].lines}
+LINES = {line.name: line for line in TABLES[3].rows}
 ADAPTER = {"run": "r", "name": "downstream", "start": "a", "end": "a", "trained": False, "active": False, "effect": 0.0}
 
 
-def predicted(seed):
+def predicted(seed, task="mor"):
+    """Binary predictions; each task has patients of its own and some of the next one's."""
     labels = np.arange(60) % 2
     logits = np.random.default_rng(seed).normal(labels[:, None] * [[0, 1]], 1).astype(np.float32)
     ids = np.arange(60).astype(str)
-    return Predictions("binary", ("no", "yes"), ids, ids, labels, logits)
+    patients = (np.arange(60) // 2 + 20 * list(TASKS).index(task)).astype(str)
+    return Predictions("binary", ("no", "yes"), ids, patients, labels, logits)
 
 
 @pytest.fixture
 def scored(tmp_path):
-    """Makes the finished runs of a line: `scored(line, {task: values by seed})`, intervals two around each value. Those
-    of several seeds have predictions too."""
+    """Makes the finished runs of a line: `scored(line, {task: values by seed})`, each with predictions, which the
+    value is not of."""
 
     def make(line, values, mode="paper"):
         jobs = []
@@ -38,11 +40,10 @@ def scored(tmp_path):
             for seed, value in enumerate(of_seeds):
                 job = Job(line, task, seed, ConfigDict({"mode": mode}), tmp_path / "runs" / task / f"seed-{seed}")
                 job.folder.mkdir(parents=True)
-                ends = {} if value is None else {"low": value - 2, "high": value + 2}
+                ends = {} if value is None else {"low": 0, "high": 0}
                 score = {"cells": {task: {"value": value, **ends}}, "adapters": [ADAPTER] if task == "mor" else []}
                 (job.folder / SCORE).write_text(json.dumps(score))
-                if len(of_seeds) > 1:
-                    predicted(seed).save(job.folder / "predictions-test.npz")
+                predicted(seed, task).save(job.folder / "predictions-test.npz")
                 jobs.append(job)
         return jobs
 
@@ -59,16 +60,29 @@ def test_seeds_are_a_mean_and_a_spread_and_no_part_of_the_interval(scored, tmp_p
     of_mean = uncertainty.over_seeds([predicted(seed) for seed in range(3)], "auroc", 50)
     assert (cell.low, cell.high) == pytest.approx((100 * of_mean.low, 100 * of_mean.high))
     assert cell.folders == tuple(f"runs/mor/seed-{seed}" for seed in range(3))
-    assert row.average == pytest.approx(line.true_average + 1 / 3)
-    assert (row.printed_average, len(row.adapters)) == (71.62, 3)
-    assert all(adapter.as_it_should for adapter in row.adapters)
+    assert len(row.adapters) == 3 and all(adapter.as_it_should for adapter in row.adapters)
     assert {cell.verdict for cell in row.cells} <= {PASS, DIFFERS}
+
+
+def test_an_average_is_over_the_tasks_of_a_seed_and_the_same_patients(scored, tmp_path):
+    line = LINES["head_only"]
+    row = row_of(line, TASK_COLUMNS, scored(line, {task: (50, 50) for task in TASKS}), tmp_path, "", True, 40)
+    runs = [[uncertainty.sampled(predicted(seed, task), "auroc", 40) for task in TASKS] for seed in (0, 1)]
+    means = [100 * np.mean([of.value for of in of_seed]) for of_seed in runs]
+    average = row.average
+    assert (average.value, average.sd, average.runs) == pytest.approx((np.mean(means), np.std(means, ddof=1), 2))
+    of_all = uncertainty.interval(uncertainty.average([of for of_seed in runs for of in of_seed]))
+    assert (average.low, average.high) == pytest.approx((100 * of_all.low, 100 * of_all.high))
+    assert (average.printed, average.corrected) == (58.61, pytest.approx(59.94, abs=0.005))
+    assert average.verdict == DIFFERS and verdict_of(AVERAGE, 60, 59, 61, average.corrected) == PASS
+    sound = row_of(LINES["lora"], TASK_COLUMNS, (), tmp_path, "why", True, 40).average
+    assert (sound.value, sound.printed, sound.corrected, sound.verdict) == (None, 71.62, None, "")
 
 
 def test_labels_ranked_otherwise_than_the_paper_has_them_get_no_verdict(scored, tmp_path):
     line, values = LINES["lora"], {task: (value,) for task, value in LINES["lora"].printed.items()}
     row = row_of(line, TASK_COLUMNS, scored(line, values, "correct"), tmp_path, "", judged=True, resamples=50)
-    assert [cell.verdict for cell in row.cells] == [PASS, PASS, PASS, "", ""]
+    assert [bool(cell.verdict) for cell in row.every_cell] == [True, True, True, False, False, False]
 
 
 def test_a_part_of_the_tasks_has_no_average_and_a_demo_no_verdict(scored, tmp_path):
@@ -77,7 +91,7 @@ def test_a_part_of_the_tasks_has_no_average_and_a_demo_no_verdict(scored, tmp_pa
         line, TASK_COLUMNS[1:3], scored(line, {"mor": (60,), "los": (50,)}), tmp_path, "", judged=False, resamples=50
     )
     assert [cell.value for cell in row.cells] == [60, 50] and row.cells[0].sd is None
-    assert row.average is row.printed_average is row.true_average is None
+    assert row.average is None and len(row.every_cell) == 2
     assert {cell.verdict for cell in row.cells} == {""}
 
 
@@ -94,7 +108,8 @@ def test_a_row_without_a_base_says_why(tmp_path):
     why = "give --config.bases.bluebert=HF_DIR"
     row = row_of(LINES["bluebert"], TASK_COLUMNS, (), tmp_path, why, judged=True, resamples=50)
     assert row.not_run and {cell.value for cell in row.cells} == {None}
-    assert (row.average, row.printed_average, row.cells[0].printed) == (None, 69.59, 53.12)
+    assert (row.average.value, row.average.printed, row.cells[0].printed) == (None, 69.59, 53.12)
+    assert samples_of((), TASK_COLUMNS, 50) == {}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from jaxlora.reproduce import html
-from jaxlora.reproduce.figures import forest
+from jaxlora.reproduce.forests import differences, forest
 from jaxlora.reproduce.html import page, write
 from jaxlora.reproduce.results import PASS, Cell
 
@@ -75,12 +75,23 @@ def test_a_row_that_was_not_run_says_why_and_what_the_paper_prints(outcomes):
 def test_cells_marks_and_averages(outcomes):
     table, folder = outcomes
     text, cell = page(table, folder), table.rows[0].cells[0]
-    assert f">{cell.value:.2f}</span>" in text and f"[{cell.low:.2f}, {cell.high:.2f}]" in text
-    assert text.count("✓ agrees") == 6 and text.count("≠ differs") == 12
+    assert f">{cell.value:.2f}</span>" in text and f"({cell.low:.2f}–{cell.high:.2f})" in text
+    assert text.count("✓ agrees") == 6 and text.count("≠ differs") == 12 + 6
     assert text.count('class="published"') == 1
-    assert "printed 58.61" in text and "in truth 59.94" in text
+    assert "[58.61 = 59.94]" in text and "(69.00–71.00)" in text
     assert "At demo scale there is no verdict." in text and "A remark." in text
     assert "<td>1,000</td><td>120</td><td>60</td>" in text  # notes of the splits, patients of the test split
+
+
+def test_rows_compared(outcomes, techniques):
+    text = page(*outcomes)
+    assert text.count("fused frozen − as published</th>") == 1 and "DeLong = 0.020" in text
+    assert "−12.50*" in text and "(−15.50 to −9.00)" in text and "+4.00*" not in text
+    assert "ratio of perplexities" in page(*techniques) and "1.037*" in page(*techniques)
+    panels = differences(outcomes[0]).panels
+    assert len(panels) == 4 and [panel.count('class="dot ours"') for panel in panels] == [1] * 4
+    assert [panel.count('class="dot open"') for panel in panels] == [1] * 4
+    assert "Rows compared" not in page(dataclasses.replace(outcomes[0], pairs=()), outcomes[1])
 
 
 def test_figures_follow_what_was_run(outcomes, techniques):
@@ -89,7 +100,9 @@ def test_figures_follow_what_was_run(outcomes, techniques):
         "ROC curves",
         "Precision and sensitivity",
         "Frequent and rare labels",
-        "Calibration",
+        "Calibration of the scores as given",
+        "Calibration after scaling",
+        "Decision curves",
         "Groups of patients",
     }
     assert ranked <= set(headings[0]) and not ranked & set(headings[1])
@@ -133,7 +146,7 @@ def test_what_a_name_holds_is_not_taken_for_markup(outcomes):
 def test_a_table_without_any_run(outcomes):
     table, folder = outcomes
     rows = tuple(dataclasses.replace(table.rows[1], name=row.name) for row in table.rows)
-    text = page(dataclasses.replace(table, rows=rows, counts={}), folder)
+    text = page(dataclasses.replace(table, rows=rows, counts={}, pairs=()), folder)
     assert "0 of 7 rows were run" in text and "<svg" not in text
 
 
@@ -144,11 +157,13 @@ def test_a_browser_shows_the_table_and_every_figure(browser, written, width):
     assert shown.requests == [path.as_uri()]
     assert shown.complaints == []
     assert shown.value("document.documentElement.scrollWidth") <= width
-    rows = shown.value("[...document.querySelectorAll('.cards tbody tr:has(td)')].map(row => row.innerText)")
-    assert len(rows) == len(table.rows)
+    cards = shown.value("[...document.querySelectorAll('.cards tbody tr:has(td)')].map(row => row.innerText)")
+    rows, pairs = cards[: len(table.rows)], cards[len(table.rows) :]
+    for pair, text in zip(table.pairs, pairs, strict=True):
+        assert text.startswith(pair.title) and text.count("Holm") == len(pair.differences)
     for row, text in zip(table.rows, rows, strict=True):
         assert text.startswith(row.title.partition(" (the")[0]) and row.not_run in text
-        assert text.count("agrees") == sum(cell.verdict == PASS for cell in row.cells)
+        assert text.count("agrees") == sum(cell.verdict == PASS for cell in row.every_cell)
         for cell in row.cells:
             decimals = 3 if cell.task == "test_ppl" else 2
             assert cell.low is None or f"{cell.value:.{decimals}f}" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlora.reproduce.tables import BASES, PLANS
+from jaxlora.reproduce.tables import BASES, TABLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "paper.md").read_text()
 
@@ -20,7 +20,7 @@ def rows_of(number):
 @pytest.mark.parametrize("number", [3, 4])
 def test_the_printed_figures_and_their_means(number):
     expected = [
-        (*line.printed.values(), line.average) for line in PLANS[number].lines if line.printed and not line.as_published
+        (*line.printed.values(), line.average) for line in TABLES[number].rows if line.printed and not line.as_published
     ]
     found = rows_of(number)
     assert [tuple(float(cell) for cell in row[1:7]) for row in found] == expected
@@ -32,7 +32,7 @@ def test_the_printed_figures_and_their_means(number):
 
 def test_the_techniques():
     found = rows_of(2)
-    lines = [line for line in PLANS[2].lines if line.printed]
+    lines = [line for line in TABLES[2].rows if line.printed]
     assert len(found) == len(lines)
     for row, line in zip(found, lines, strict=True):
         assert row[:2] == [BASES[line.base].title, line.title]
@@ -43,4 +43,4 @@ def test_the_techniques():
 
 def test_every_row_that_it_names_can_be_run():
     named = set(re.findall(r"`([a-z_]+)`", PAGE[PAGE.index("Row by row") : PAGE.index("## Table 4")]))
-    assert named <= {line.name for line in PLANS[3].lines}
+    assert named <= {line.name for line in TABLES[3].rows}

@@ -3,14 +3,14 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jaxlora import pipeline, workers
 from jaxlora.config import field_of
-from jaxlora.eval import predictions
-from jaxlora.reproduce.results import load
+from jaxlora.eval import metrics, predictions
 from jaxlora.reproduce.work import SCORE
 from jaxlora.train import run_config
 
@@ -48,6 +48,11 @@ def made(small, here, tmp_path_factory):
     return folder
 
 
+def load(path):
+    """A table as its JSON has it."""
+    return json.loads(path.read_text(), object_hook=lambda fields: SimpleNamespace(**fields))
+
+
 def test_every_row_has_every_task_with_an_interval_and_no_verdict(made):
     table = load(made / "table-3.json")
     assert [column.name for column in table.columns] == ["mor", "los"]
@@ -57,8 +62,19 @@ def test_every_row_has_every_task_with_an_interval_and_no_verdict(made):
             assert 0 <= cell.low <= cell.value <= cell.high <= 100 and cell.runs == 1 and cell.verdict == ""
             assert (made / cell.folders[0] / "predictions-test.npz").exists()
     assert "nothing about the paper" in table.no_verdict
-    assert set(table.counts) == {"clinical_corpus/mimic3", "mimic3_admission/mor", "mimic3_admission/los"}
+    assert set(vars(table.counts)) == {"clinical_corpus/mimic3", "mimic3_admission/mor", "mimic3_admission/los"}
     assert str(made) not in (made / "table-3.json").read_text()
+
+
+def test_rows_are_compared_where_both_are_there(made):
+    table = load(made / "table-3.json")
+    (pair,) = table.pairs
+    assert (pair.one, pair.other) == ROWS[1:3]
+    rows = {row.name: [cell.value for cell in row.cells] for row in table.rows}
+    for number, difference in enumerate(pair.differences):
+        assert difference.value == pytest.approx(rows[ROWS[1]][number] - rows[ROWS[2]][number])
+        assert difference.low <= difference.value <= difference.high and 0 <= difference.p <= difference.holm <= 1
+    assert [difference.delong is None for difference in pair.differences] == [False, True]  # mortality is binary
 
 
 def test_two_adapters_do_what_their_row_says(made):
@@ -127,6 +143,18 @@ def test_an_encoder_is_trained_whole_beside_the_others(small, made):
     assert small.run("reproduce", "--table=3", *arguments) == 0
     (row,) = load(made / "table-3.json").rows
     assert row.cells[0].value is not None and row.cells[0].printed == 76.95
+    assert load(made / "table-3.json").pairs == []  # what it is compared with was not asked for
+
+
+def test_an_encoder_with_lora_is_compared_with_the_whole_one_of_table_3(small, made):
+    arguments = ["--table=4", *SMALL, "--rows=bluebert_lora", "--tasks=mor", f"--workdir={made}"]
+    assert small.run("reproduce", *arguments) == 0
+    table = load(made / "table-4.json")
+    (pair,) = table.pairs
+    assert (pair.one, pair.other) == ("bluebert_lora", "bluebert")
+    whole = predictions.load(made / "runs" / "bluebert" / "mor" / "full" / "seed-0" / "predictions-test.npz")
+    ours = table.rows[0].cells[0].value
+    assert pair.differences[0].value == pytest.approx(ours - 100 * metrics.evaluate(whole)["auroc"])
 
 
 def test_runs_of_a_row_that_share_a_program_are_those_that_train_makes(small, made, tmp_path):
@@ -163,8 +191,8 @@ def test_a_row_is_searched_before_its_seeds_are_run(small, made, capfd):
     assert {field: field_of(used, field) for field in best["settings"]} == best["settings"]
     np.testing.assert_allclose(losses(cell / "seed-0"), losses(cell / "search" / best["trial"]), rtol=1e-5)
     table = load(made / "table-3.json")
-    assert table.rows[0].cells[0].folders == ("runs/llama/mor/lora/random-2/seed-0",)
-    assert table.rows[1].cells[0].folders == ("runs/words/mor/tfidf/seed-0",)
+    assert table.rows[0].cells[0].folders == ["runs/llama/mor/lora/random-2/seed-0"]
+    assert table.rows[1].cells[0].folders == ["runs/words/mor/tfidf/seed-0"]
     said = "searched with 2 trials at random, by the AUROC of seed 0 on the validation notes"
     assert said in table.remarks[-1] and "(learning rate, downstream rank, downstream alpha, " in table.remarks[-1]
     assert not (made / "runs/llama/mor/lora/seed-0").exists()

@@ -7,10 +7,10 @@ import pytest
 from configs.reproduce import get_config
 from jaxlora.config import default, flat
 from jaxlora.reproduce.runs import jobs_of, needs_clinical
-from jaxlora.reproduce.tables import PLANS
+from jaxlora.reproduce.tables import TABLES
 
 WORKDIR = Path("runs")
-LINES = {line.name: line for plan in (PLANS[4], PLANS[3]) for line in plan.lines}
+LINES = {line.name: line for paper in (TABLES[4], TABLES[3]) for line in paper.rows}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_every_seed_and_task_is_a_run_on_one_adapter_of_step_1(config):
 
 
 def test_only_rows_with_a_clinical_adapter_need_step_1():
-    needing = {line.name for line in PLANS[3].lines if needs_clinical(line)}
+    needing = {line.name for line in TABLES[3].rows if needs_clinical(line)}
     assert {name.removeprefix("pmc_") for name in needing} == {
         "frozen",
         "frozen_downstream",

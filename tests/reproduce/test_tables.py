@@ -3,14 +3,14 @@
 import pytest
 
 from jaxlora.reproduce.runs import clinical_line
-from jaxlora.reproduce.tables import BASES, PLANS, TASKS
+from jaxlora.reproduce.tables import BASES, TABLES, TASKS
 from jaxlora.rows import ROWS
 
 
 def test_three_printed_averages_are_not_the_means_of_their_rows():
     wrong = {}
-    for plan in (PLANS[3], PLANS[4]):
-        for line in plan.lines:
+    for paper in (TABLES[3], TABLES[4]):
+        for line in paper.rows:
             if line.average is not None and abs(line.average - line.true_average) > 0.0051:
                 wrong[line.name] = (line.average, round(line.true_average, 2))
     assert wrong == {
@@ -20,19 +20,19 @@ def test_three_printed_averages_are_not_the_means_of_their_rows():
     }
 
 
-@pytest.mark.parametrize("number", PLANS)
+@pytest.mark.parametrize("number", TABLES)
 def test_every_line_has_a_name_of_its_own_a_base_and_a_row(number):
-    plan = PLANS[number]
-    names = [line.name for line in plan.lines]
+    paper = TABLES[number]
+    names = [line.name for line in paper.rows]
     assert len(set(names)) == len(names)
-    for line in plan.lines:
+    for line in paper.rows:
         assert line.base in BASES and (line.row in ROWS or line.row in ("tfidf", "clinical"))
-        assert not line.printed or list(line.printed) == [column.name for column in plan.columns]
+        assert not line.printed or list(line.printed) == [column.name for column in paper.columns]
         assert all(set(cell) <= set("0123456789.") for cell in map(str, line.printed.values()))
 
 
 def test_as_published_rows_have_the_printed_figures_of_the_rows_as_described():
-    named = {line.name: line for line in PLANS[3].lines}
+    named = {line.name: line for line in TABLES[3].rows}
     published = [line for line in named.values() if line.as_published]
     assert len(published) == 4
     for line in published:
@@ -42,7 +42,7 @@ def test_as_published_rows_have_the_printed_figures_of_the_rows_as_described():
 
 def test_counts_of_the_techniques_follow_from_their_sizes():
     width, layers = 4096, 32
-    found = {line.name: (line.printed["trainable"], line.sizes) for line in PLANS[2].lines}
+    found = {line.name: (line.printed["trainable"], line.sizes) for line in TABLES[2].rows}
     for prefix in ("", "pmc_"):
         count, sizes = found[f"{prefix}lora"]
         assert count == layers * 2 * sizes["rank"] * 2 * width

@@ -5,7 +5,7 @@ import pytest
 from jaxlora import pipeline
 from jaxlora.config import default
 from jaxlora.errors import UserError
-from jaxlora.reproduce.work import SCORE, make, metric_of
+from jaxlora.reproduce.work import SCORE, make
 
 
 def test_a_run_that_was_stopped_is_not_scored(monkeypatch, tmp_path):
@@ -16,9 +16,3 @@ def test_a_run_that_was_stopped_is_not_scored(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="^mor: stopped by SIGTERM; the same command goes on from there$"):
         make({"mor": config}, str(tmp_path), 20)
     assert not (tmp_path / "mor" / SCORE).exists()
-
-
-def test_the_metric_is_the_papers():
-    assert metric_of("binary", "paper") == metric_of("binary", "correct") == "auroc"
-    assert metric_of("multiclass", "correct") == "auroc_ovo"
-    assert (metric_of("multilabel", "correct"), metric_of("multilabel", "paper")) == ("auroc", "auroc_paper")
