@@ -22,6 +22,7 @@ from jaxlora.models.llama import Llama
 from jaxlora.models.lora_spec import BERT_MODULES
 from jaxlora.models.prompt_spec import PromptFamily
 from jaxlora.models.techniques import described, spec_json, spec_of
+from jaxlora.partition import partition_of
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import load_base
@@ -99,7 +100,11 @@ def export_adapter(
     Raises:
       UserError: no run, no such adapter, an output that exists, or what `combine` raises.
     """
-    adapters, head = _adapters(workdir, names)
+    adapters, head, trained = _adapters(workdir, names)
+    if trained:
+        raise UserError(
+            f"--workdir: {workdir} trained its base, which no adapter holds; take export-model, which writes the whole"
+        )
     base = run_config.read(workdir).base
     if not adapters:
         raise UserError(f"--workdir: {workdir} has no active adapter to export")
@@ -127,6 +132,8 @@ def export_adapter(
 def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch: bool = False) -> str:
     """Writes the base with a run's active adapters merged in as a Hugging Face directory, and computes with both.
 
+    The base is the run's own where it trained it, as in full fine-tuning.
+
     They are merged into the weights as the base's files have them, in a run with a quantised base too: its codes would
     have to be quantised anew, or written at full size with their error.
 
@@ -139,7 +146,7 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
     Raises:
       UserError: no run, another base, or an output that exists.
     """
-    adapters, head = _adapters(workdir, ())
+    adapters, head, trained = _adapters(workdir, ())
     run = RestoredRun(workdir, base, allow_base_mismatch)
     if run.kind in ANNOTATED:
         raise UserError(f"--workdir: {workdir} marks parts of notes, which no merged model does; take export-adapter")
@@ -148,7 +155,8 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
     wanted = _logits(run.model, tokens, tuple(run.config.active))
     del run.model  # there may be no room for both
     with files.new_directory(output) as folder:
-        merge.write_merged(folder, run.config.base, list(adapters.values()), head, run.kind, labels, run.tokenizer.eos)
+        of_head = head, run.kind, labels, run.tokenizer.eos
+        merge.write_merged(folder, run.config.base, list(adapters.values()), *of_head, trained)
         abstract = nnx.eval_shape(lambda: Llama(shape, {}, len(labels), rngs=nnx.Rngs(0)))
         definition, state = nnx.split(abstract)
         placed = shardings(run.mesh, state, run.config.mesh.rules)
@@ -161,15 +169,19 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
     return result
 
 
-def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapter], np.ndarray | None]:
-    """The adapters of a run by name, the active ones or those named, and the run's head where it goes with them."""
+def _adapters(
+    workdir: str, names: Sequence[str]
+) -> tuple[dict[str, peft.Adapter], np.ndarray | None, dict[str, np.ndarray]]:
+    """The adapters of a run by name, the active ones or those named; the run's head where it goes with them; and the
+    tensors of its base, by their names in a model's files, where it trained it."""
     config = run_config.read(workdir)
     with checkpoint.Checkpoints(workdir) as checkpoints:
         step = checkpoints.choose(config.select)
         metadata, values = checkpoints.metadata(step), checkpoints.load_numpy(step)
-    check_frozen_base(workdir, values)
     if any(part in BERT_MODULES for path in values for part in path):
-        raise UserError(f"--workdir: {workdir} is of a BERT, which is not exported; give a run of a LLaMA")
+        raise UserError(
+            f"--workdir: {workdir} is of a BERT, which is not exported; `evaluate` and `predict` take the run as it is"
+        )
     names = list(names) or sorted(config.active)
     for name in names:
         if name not in metadata["adapters"]:
@@ -185,7 +197,8 @@ def _adapters(workdir: str, names: Sequence[str]) -> tuple[dict[str, peft.Adapte
                 f"--workdir: adapter {name!r} of {workdir} is of technique {spec.technique!r}, which is neither "
                 "written for PEFT nor merged into a base; `evaluate`, `predict` and `generate` take the run as it is"
             )
-    return {name: peft.from_parameters(values, name, spec, belongs) for name, spec in specs.items()}, head
+    trained = huggingface.to_tensors({path: value for path, value in values.items() if partition_of(path) == "base"})
+    return {name: peft.from_parameters(values, name, spec, belongs) for name, spec in specs.items()}, head, trained
 
 
 def _logits(model: Llama, tokens: np.ndarray, active: tuple[str, ...]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The verbs `train`, `evaluate` and `predict`: where data, model, training and evaluation meet."""
 
 import csv
+import dataclasses
 import io
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from jaxlora.data.examples import ANNOTATED, OUTCOMES
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import Tokenizer, tokenize
 from jaxlora.errors import UserError
-from jaxlora.eval import calibration, metrics, scaling, thresholds
+from jaxlora.eval import metrics
+from jaxlora.eval.evaluate import evaluate
 from jaxlora.eval.features import Features, can_keep
 from jaxlora.eval.predict import make_predict_step
 from jaxlora.eval.predictions import load
@@ -123,13 +125,11 @@ def evaluate_run(
         raise UserError(f"dataset {prepared.task.name}: {workdir} was trained with other labels; prepare it as it was")
     notes = read_split(run.config, prepared, split, run.tokenizer)
     predictions = run.predict(notes)
-    values = metrics.evaluate(predictions)
-    if run.kind in OUTCOMES:
-        values |= calibration.evaluate(predictions)
-        fitted_on = Path(workdir) / "predictions-validation.npz"
-        if split != "validation" and fitted_on.exists():
-            fitted = load(fitted_on)
-            values |= scaling.evaluate(predictions, fitted) | thresholds.evaluate(fitted, predictions)
+    if run.kind == "multilabel":
+        predictions = dataclasses.replace(predictions, train_positives=prepared.positives("train"))
+    fitted_on = Path(workdir) / "predictions-validation.npz"
+    fitted = load(fitted_on) if split != "validation" and fitted_on.exists() else None
+    values = evaluate(predictions, fitted)
     if jax.process_index() == 0:
         predictions.save(epath.Path(workdir) / f"predictions-{split}.npz")
         files.write_json(epath.Path(workdir) / f"metrics-{split}.json", values)

@@ -264,10 +264,19 @@ def trained_base(trained, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("verb", ["export-adapter", "export-model"])
-def test_a_run_that_trained_its_base_is_not_exported(trained_base, tmp_path, refused, verb):
-    line = refused(verb, f"--workdir={trained_base}", f"--output={tmp_path / 'out'}")
-    assert "trained its base, which no adapter holds" in line and not list(tmp_path.iterdir())
+def test_a_run_that_trained_its_base_is_no_adapter(trained_base, tmp_path, refused):
+    line = refused("export-adapter", f"--workdir={trained_base}", f"--output={tmp_path / 'out'}")
+    assert "trained its base, which no adapter holds; take export-model" in line and not list(tmp_path.iterdir())
+
+
+def test_a_base_that_was_trained_is_written_with_its_adapter(trained, trained_base, tmp_path, capsys, stored):
+    assert trained.run("export-model", f"--workdir={trained_base}", f"--output={tmp_path / 'model'}") == 0
+    assert float(capsys.readouterr().out.split("largest logit difference ")[1].split()[0]) < 1e-4
+    found, before = model_files(tmp_path / "model"), model_files(trained.base)
+    assert set(found.names) == set(before.names) and {found.dtype(name) for name in found.names} == {"F32"}
+    model = stored(trained_base)["model"]  # an update after the best checkpoint would show in every weight
+    np.testing.assert_array_equal(found.read("model.layers.1.mlp.up_proj.weight").T, model["blocks/up_proj/kernel"][1])
+    assert not np.array_equal(found.read("model.norm.weight"), before.read("model.norm.weight"))
 
 
 def test_step_2_does_not_start_from_a_run_that_trained_its_base(trained, trained_base, tmp_path, refused):
@@ -279,6 +288,9 @@ def test_a_base_trained_under_a_head_is_no_language_model(trained, tmp_path, ref
     flags = ["--config.trainable=base,head", "--config.epochs=1", f"--workdir={tmp_path / 'run'}"]
     assert trained.run("train", *trained.flags("head_only"), *flags) == 0
     assert "trained its base under a head" in refused("generate", f"--workdir={tmp_path / 'run'}", "--prompt=a")
+    assert trained.run("export-model", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'model'}") == 0
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForSequenceClassification"] and config["num_labels"] == 3
 
 
 def test_an_adapter_of_another_shape_is_refused_whatever_is_allowed(trained, tmp_path, random_llama, refused):

@@ -187,6 +187,10 @@ def test_other_kinds_of_labels(small, tmp_path, kind, column):
     assert small.run("evaluate", f"--workdir={tmp_path / 'run'}") == 0
     found = json.loads((tmp_path / "run" / "metrics-test.json").read_text())
     assert 0 <= found["auroc"] <= 1 and found["labels_scored"] == (2 if kind == "multilabel" else 1)
+    if kind == "multilabel":  # by how often a label is in the training notes
+        train = builders.load(tmp_path / "data", "outcome").split("train")
+        counts = np.bincount(np.concatenate([train[i]["label"] for i in range(len(train))]), minlength=2)
+        assert found["labels_lt10"] + found["labels_10_99"] == 2 and found["labels_10_99"] == (counts >= 10).sum()
     output = tmp_path / "scores.csv"
     assert small.run("predict", f"--workdir={tmp_path / 'run'}", f"--input={small.notes}", f"--output={output}") == 0
     p = load(tmp_path / "run" / "predictions-test.npz")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python.array_record_module import ArrayRecordReader
@@ -27,6 +28,7 @@ from jaxlora.data.examples import SPLITS, Example, Task
 from jaxlora.errors import UserError, nearest
 
 VERSION = "1.0.0"
+_READ = 1000  # notes at a time, whose text is in memory
 
 
 @dataclass
@@ -215,6 +217,18 @@ class Prepared:
         if name not in self.splits:
             raise UserError(f"dataset {self.task.name}: no split {name!r}{nearest(name, self.splits)}")
         return Split(self.task, self._builder.as_data_source(split=name))
+
+    def positives(self, name: str) -> np.ndarray:
+        """Returns in how many notes of a split each label of a "multilabel" task is, int64 `[labels]`.
+
+        Raises:
+          UserError: what `split` raises.
+        """
+        source, counts = self.split(name), np.zeros(len(self.task.labels), np.int64)
+        for start in range(0, len(source), _READ):
+            for row in source.__getitems__(range(start, min(start + _READ, len(source)))):
+                counts[row["label"]] += 1
+        return counts
 
 
 @dataclass(frozen=True)

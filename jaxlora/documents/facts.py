@@ -1,6 +1,7 @@
 """What a run's folder says of it: config, checkpoint, dataset and saved predictions. No document sees more."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +57,16 @@ class Evaluated:
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-    """What is known of one run.
+class Trained:
+    """What is known of the language model of a run.
 
     Attributes:
-      row: the line of the paper's tables that its settings are. config: its own. kind, labels: of its task.
       base: its name. base_parameters: how many; None where the base is not here. base_fingerprint: of its tensors.
       adapters: their descriptions, as a config has them. earlier: the dataset of the run that an adapter is from.
       partitions: parameters by name, those in the checkpoint. trained: the names of those that were trained.
       update: that the evaluated checkpoint is of. score: its score on validation; None where there was no validation.
-      dataset: its name. splits: its notes by split; {} where the prepared dataset is not here.
-      evaluated: by split.
     """
 
-    row: str
-    config: ConfigDict
-    kind: str
-    labels: tuple[str, ...]
     base: str
     base_parameters: int | None
     base_fingerprint: str
@@ -82,9 +76,43 @@ class Facts:
     trained: frozenset[str]
     update: int
     score: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """What is known of a run of TF-IDF: the most words and pairs of words that it reads, the values of C that were
+    tried, the one that was taken and its AUROC on validation."""
+
+    most: int
+    tried: tuple[float, ...]
+    c: float
+    auroc: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of one run.
+
+    Attributes:
+      row: the line of the paper's tables that its settings are. config: its own. kind, labels: of its predictions.
+      model: what was trained. dataset: its name. splits: its notes by split; {} where the prepared dataset is not here.
+      evaluated: by split.
+    """
+
+    row: str
+    config: ConfigDict
+    kind: str
+    labels: tuple[str, ...]
+    model: Trained | Words
     dataset: str
     splits: dict[str, int]
     evaluated: dict[str, Evaluated]
+
+    @property
+    def title(self) -> str:
+        """What the documents are about; step 1 is no line of the tables of outcomes."""
+        step_1 = f"language model with adapter {' + '.join(self.config.active) or 'none'}"
+        return f"{step_1 if self.kind == 'lm' else self.row}, {self.dataset}"
 
 
 def gather(workdir: str, resamples: int = 2000) -> Facts:
@@ -94,12 +122,31 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
       UserError: it is no trained run, or was not evaluated.
     """
     config = run_config.read(workdir)
-    evaluated = {
-        path.stem.removeprefix("predictions-"): _evaluated(load(path), resamples)
-        for path in sorted(Path(workdir).glob("predictions-*.npz"))
-    }
-    if not evaluated:
+    saved = sorted(Path(workdir).glob("predictions-*.npz"))
+    predictions = {path.stem.removeprefix("predictions-"): load(path) for path in saved}
+    if not predictions:
         raise UserError(f"--workdir: {workdir} was not evaluated; run `jaxlora evaluate --workdir={workdir}` first")
+    one = next(iter(predictions.values()))
+    return Facts(
+        row=title(config),
+        config=config,
+        kind=one.kind,
+        labels=one.names,
+        model=_words(workdir, config) if "tfidf" in config else _trained(workdir, config),
+        dataset=config.data.name,
+        splits=_splits(config),
+        evaluated={split: _evaluated(of, resamples) for split, of in predictions.items()},
+    )
+
+
+def _words(workdir: str, config: ConfigDict) -> Words:
+    """Returns what the log says of the choice of C, which of equals takes the last."""
+    lines = (Path(workdir) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    best = max(reversed([json.loads(line) for line in lines]), key=lambda line: line["auroc"])
+    return Words(config.tfidf.words, tuple(config.tfidf.c), best["c"], best["auroc"])
+
+
+def _trained(workdir: str, config: ConfigDict) -> Trained:
     with Checkpoints(workdir) as checkpoints:
         update = checkpoints.choose(config.select)
         metadata, shapes = checkpoints.metadata(update), checkpoints.shapes(update)
@@ -108,11 +155,7 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
         of = partition_of(tuple(name.split("/")))
         partitions[of] = partitions.get(of, 0) + int(np.prod(shape, dtype=np.int64))
     present = [name for name in partitions if not name.startswith("initial/")]
-    return Facts(
-        row=title(config),
-        config=config,
-        kind=metadata["kind"],
-        labels=tuple(metadata["labels"]),
+    return Trained(
         base=huggingface.public_name(config.base),
         base_parameters=_parameters(config.base),
         base_fingerprint=metadata["base"],
@@ -122,9 +165,6 @@ def gather(workdir: str, resamples: int = 2000) -> Facts:
         trained=frozenset().union(*(partition.matched(pattern, present) for pattern in config.trainable)),
         update=update,
         score=metadata["score"] if np.isfinite(metadata["score"]) else None,
-        dataset=config.data.name,
-        splits=_splits(config),
-        evaluated=evaluated,
     )
 
 

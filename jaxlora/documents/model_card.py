@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from jaxlora.documents.facts import FIGURES, Evaluated, Facts
+from jaxlora.data.examples import OUTCOMES
+from jaxlora.documents.facts import FIGURES, Evaluated, Facts, Trained, Words
 from jaxlora.eval.subgroups import LEAST
 
 _KINDS = {
@@ -18,23 +19,47 @@ _KINDS = {
 def model_card(facts: Facts) -> str:
     """Returns the text of model-card.md."""
     parts = (_model, _use, _data, _training, _performance, _calibration, _subgroups, _leakage, _privacy)
-    return "\n".join(line for part in parts for line in (*part(facts), ""))
+    texts = [list(part(facts)) for part in parts]
+    return "\n".join(line for lines in texts if lines for line in (*lines, ""))
 
 
 def _model(facts: Facts) -> Iterator[str]:
-    yield from (f"# Model card: {facts.row}, {facts.dataset}", "", "## Model", "")
-    size = f", {facts.base_parameters:,} parameters" if facts.base_parameters else ""
-    yield f"* Base: {facts.base}{size}, frozen unless the table says otherwise; fingerprint `{facts.base_fingerprint}`"
-    for name, described in facts.adapters.items():
-        earlier = f", first trained on {facts.earlier[name]}" if name in facts.earlier else ""
+    yield from (f"# Model card: {facts.title}", "", "## Model", "")
+    predicts = f"* Predicts: {_KINDS[facts.kind]}{_counted(facts)}"
+    m = facts.model
+    if isinstance(m, Words):
+        each = ", one for each label" if facts.kind == "multilabel" else ""
+        yield f"* No language model: at most {m.most:,} words and pairs of words, the most frequent, weighed by TF-IDF,"
+        yield f"  and a logistic regression on them{each}"
+        yield "* Neither its words nor their weights are kept, for they are of notes: it can be fitted again and its"
+        yield "  saved predictions evaluated, but it scores no other notes"
+        yield predicts
+        return
+    size = f", {m.base_parameters:,} parameters" if m.base_parameters else ""
+    frozen = "trained in this run" if "base" in m.trained else "frozen"
+    yield f"* Base: {m.base}{size}, {frozen}; its fingerprint{_before(m)} is `{m.base_fingerprint}`"
+    for name, described in m.adapters.items():
+        earlier = f", first trained on {m.earlier[name]}" if name in m.earlier else ""
         active = "active" if name in facts.config.active else "not in the forward pass"
         yield f"* Adapter {name}: `{described}`, {active}{earlier}"
-    yield f"* Predicts: {_KINDS[facts.kind]}" + (f" ({len(facts.labels):,} labels)" if facts.labels else "")
+    yield predicts
     yield from ("", "| partition | parameters | trained in this run |", "|---|---:|---|")
-    if "base" not in facts.partitions:
-        yield f"| base | {_count(facts.base_parameters)} | no |"
-    for name, count in facts.partitions.items():
-        yield f"| {name} | {count:,} | {'yes' if name in facts.trained else 'no'} |"
+    if "base" not in m.partitions:
+        yield f"| base | {_count(m.base_parameters)} | no |"
+    for name, count in m.partitions.items():
+        yield f"| {name} | {count:,} | {'yes' if name in m.trained else 'no'} |"
+
+
+def _before(model: Trained) -> str:
+    return " before training" if "base" in model.trained else ""
+
+
+def _counted(facts: Facts) -> str:
+    """Returns how many labels, classes or types of entities there are; the ends of an answer are no labels."""
+    if facts.kind == "tokens":
+        types = {label.partition("-")[2] for label in facts.labels if label != "O"}
+        return f" ({len(types):,} types)"
+    return f" ({len(facts.labels):,} labels)" if facts.kind in OUTCOMES else ""
 
 
 def _use(facts: Facts) -> Iterator[str]:
@@ -42,8 +67,9 @@ def _use(facts: Facts) -> Iterator[str]:
     yield "Research on the adaptation of language models to clinical notes: comparison of methods, on the data below."
     yield ""
     yield "**This is not a medical device.** It was not validated prospectively, nor at another site, and no decision"
-    yield "about a patient may rest on it. Its scores are no probabilities unless they were recalibrated where they are"
-    yield "used."
+    yield "about a patient may rest on it."
+    if facts.kind in OUTCOMES:
+        yield "Its scores are no probabilities unless they were recalibrated where they are used."
 
 
 def _data(facts: Facts) -> Iterator[str]:
@@ -53,6 +79,9 @@ def _data(facts: Facts) -> Iterator[str]:
     for split, found in facts.evaluated.items():
         positives = f", {found.positives:,} of them with the second class" if found.positives is not None else ""
         yield f"* Evaluated on {split}: {found.notes:,} notes of {found.patients:,} patients{positives}"
+    if isinstance(facts.model, Words):
+        yield "* A note is read whole"
+        return
     length, long = facts.config.data.length, facts.config.data.long_notes
     cut = "longer ones are cut to it" if long == "truncate" else "longer ones are cut into pieces"
     yield f"* A note is read up to {length:,} tokens; {cut}"
@@ -61,17 +90,25 @@ def _data(facts: Facts) -> Iterator[str]:
 def _training(facts: Facts) -> Iterator[str]:
     c = facts.config
     yield from ("## Training", "")
+    weighted = "* Classes weighted by the inverse of their frequency, so that scores overstate the rare ones"
+    weighs = c.class_weights and facts.kind in ("binary", "multiclass")
+    if isinstance(facts.model, Words):
+        tried = ", ".join(f"{value:g}" for value in facts.model.tried)
+        yield f"* C, the inverse of the regularisation, of {tried}: {facts.model.c:g}, whose AUROC on validation notes"
+        yield f"  was the best, {facts.model.auroc:.3f}"
+        yield from [weighted] if weighs else []
+        return
     published, usual = "the published schedule", f"{c.decay} decay, warm-up of {c.warmup:.0%} of the updates"
     rate = published if c.decay == "paper" else usual
     yield f"* AdamW, peak learning rate {c.learning_rate:g}, {rate}"
-    yield f"* {c.epochs} epochs of {c.batch_size} packed rows of {c.data.length:,} tokens an update, seed {c.seed}"
+    epochs = f"{c.epochs} epoch{'s' if c.epochs != 1 else ''}"
+    yield f"* {epochs}, each update of {c.batch_size} packed rows of {c.data.length:,} tokens, seed {c.seed}"
     yield f"* Computed in {c.dtype}"
     if c.quantize:
         yield f"* The base's kernels in {c.quantize}"
-    if c.class_weights and facts.kind in ("binary", "multiclass"):
-        yield "* Classes weighted by the inverse of their frequency, so that scores overstate the rare ones"
-    chosen = "the best on validation" if c.select == "best" and facts.score is not None else "the last"
-    yield f"* Checkpoint: {chosen}, update {facts.update:,}"
+    yield from [weighted] if weighs else []
+    chosen = "the best on validation" if c.select == "best" and facts.model.score is not None else "the last"
+    yield f"* Checkpoint: {chosen}, update {facts.model.update:,}"
 
 
 def _performance(facts: Facts) -> Iterator[str]:
@@ -113,7 +150,7 @@ def _calibration(facts: Facts) -> Iterator[str]:
 def _subgroups(facts: Facts) -> Iterator[str]:
     yield from ("## Subgroups", "")
     if not any(found.groups for found in facts.evaluated.values()):
-        yield "The predictions have no groups of patients: nothing is known of how well the model does for each."
+        yield "There are no figures by group of patients: nothing is known of how well the model does for each."
         return
     yield f"Groups of fewer than {LEAST} patients, and those from which one could be reckoned, are not shown."
     for split, found in facts.evaluated.items():
@@ -140,14 +177,24 @@ def _leakage(facts: Facts) -> Iterator[str]:
     if "admission" in facts.dataset:
         yield "* Admission notes are cut from discharge summaries, which are written after the stay: a physical exam"
         yield "  may be the one at discharge, and a history may tell the course. `jaxlora audit` looks for such words."
-    yield "* MIMIC-IV (2008 to 2019) and MIMIC-III (2001 to 2012) share patients under different ids: an adapter of one"
-    yield "  release may have read the test notes of the other. `jaxlora audit` counts the overlap."
-    yield "* The base, or an encoder that it is compared with, may have read notes of MIMIC before."
+    if isinstance(facts.model, Words):
+        yield "* Words that only this site uses, such as the names of its wards."
+        return
+    if facts.model.earlier:
+        yield "* MIMIC-IV (2008 to 2019) and MIMIC-III (2001 to 2012) share patients under different ids: an adapter of"
+        yield "  one release may have read the test notes of the other. `jaxlora audit` counts the overlap."
+    yield "* The base may have read these notes, or notes of the same patients, before: clinical encoders were trained"
+    yield "  on MIMIC."
 
 
 def _privacy(facts: Facts) -> Iterator[str]:
     yield from ("## Privacy and agreements", "")
-    yield "* A model that was trained on notes can repeat them. An adapter trained on MIMIC is credentialed material,"
+    if isinstance(facts.model, Words):
+        yield "* Predictions for notes of MIMIC are credentialed material, like the notes: they are shared on PhysioNet"
+        yield "  under the agreement of their source, and on no public hub. This card has counts and metrics only."
+        return
+    what = "A model" if "base" in facts.model.trained else "An adapter"
+    yield f"* A model that was trained on notes can repeat them. {what} trained on MIMIC is credentialed material,"
     yield "  like the notes: it is shared on PhysioNet under the agreement of its source, and on no public hub."
     yield "* The same holds for checkpoints and saved predictions. This card has counts and metrics only."
 

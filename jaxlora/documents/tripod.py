@@ -3,9 +3,14 @@
 The items are in our own short words: the authors' text and its explanation are to be read beside them.
 """
 
-from jaxlora.documents.facts import FIGURES, Evaluated, Facts
+from jaxlora.documents.facts import FIGURES, Evaluated, Facts, Trained, Words
 
 TO_BE_WRITTEN = "**to be written**"
+_OUTPUTS = {
+    "lm": "the probability of each next token; the loss of each note is saved",
+    "tokens": "a tag for each token; the entities' places are saved",
+    "span": "the likeliest answer, or none; its place is saved",
+}
 # Section, number, what the item asks for.
 ITEMS = (
     (
@@ -46,7 +51,7 @@ def tripod(facts: Facts) -> str:
     """Returns the text of tripod-ai.md."""
     answers = _answers(facts)
     lines = [
-        f"# TRIPOD+AI: {facts.row}, {facts.dataset}",
+        f"# TRIPOD+AI: {facts.title}",
         "",
         f"{len(answers)} of {len(ITEMS)} items have what the run's folder knows, and each of them wants your own words "
         f"too; the others are {TO_BE_WRITTEN}. Read the checklist itself beside it: BMJ 2024;385:e078378.",
@@ -64,26 +69,45 @@ def _answers(facts: Facts) -> dict[str, str]:
     """Returns what is known, by the number of the item."""
     c, answers = facts.config, {}
     notes = ", ".join(f"{split} {count:,}" for split, count in facts.splits.items())
-    cut = f"cut to their first {c.data.length:,} tokens" if c.data.long_notes == "truncate" else "in pieces"
     answers["5"] = f"{facts.dataset}{f': notes of {notes}' if notes else ''}; dates {TO_BE_WRITTEN}"
-    answers["7"] = f"notes tokenized by the base's tokenizer, {cut}; the recipe is in the package's docs/data.md"
+    answers["7"] = f"{_read(facts)}; the recipe is in the package's docs/data.md"
     answers["9"] = "the text of the note alone"
-    trained = ", ".join(f"{name} ({facts.partitions[name]:,} parameters)" for name in sorted(facts.trained))
-    answers["12"] = (
-        f"base {facts.base}; trained: {trained}; AdamW, peak learning rate {c.learning_rate:g}, {c.epochs} epochs, "
-        f"{c.batch_size} rows an update, seed {c.seed}; checkpoint: {c.select}; intervals: bootstrap over patients"
-    )
+    answers["12"] = f"{_fitting(facts)}; intervals: bootstrap over patients"
     if facts.kind in ("binary", "multiclass"):
         weighted = "weighted by the inverse of their frequency" if c.class_weights else "not weighted"
         answers["13"] = f"classes {weighted} in the loss"
-    answers["15"] = f"{facts.kind}: {len(facts.labels):,} outputs, their logits saved for each note"
+    outputs = f"{len(facts.labels):,} outputs, their logits saved for each note; thresholds {TO_BE_WRITTEN}"
+    answers["15"] = _OUTPUTS.get(facts.kind, outputs)
     answers["18"] = f"code: jaxlora; data: under the agreement of its source; the rest {TO_BE_WRITTEN}"
     answers["21"] = "; ".join(_counted(split, found) for split, found in facts.evaluated.items())
-    adapters = "; ".join(f"{name} `{described}`" for name, described in facts.adapters.items()) or "none"
-    answers["22"] = f"base fingerprint `{facts.base_fingerprint}`; adapters: {adapters}; config.json and the checkpoint"
+    if isinstance(facts.model, Trained):
+        adapters = "; ".join(f"{name} `{described}`" for name, described in facts.model.adapters.items()) or "none"
+        files = "config.json and the checkpoint"
+        answers["22"] = f"base fingerprint `{facts.model.base_fingerprint}`; adapters: {adapters}; {files}"
     first = next(iter(FIGURES[facts.kind].items()))
     answers["23"] = "; ".join(_performance(split, found, *first) for split, found in facts.evaluated.items())
     return answers
+
+
+def _read(facts: Facts) -> str:
+    if isinstance(facts.model, Words):
+        return f"whole notes, as the TF-IDF of at most {facts.model.most:,} words and pairs of words"
+    data = facts.config.data
+    cut = f"cut to their first {data.length:,} tokens" if data.long_notes == "truncate" else "in pieces"
+    return f"notes tokenized by the base's tokenizer, {cut}"
+
+
+def _fitting(facts: Facts) -> str:
+    """Returns the model, what was fitted and how it was chosen."""
+    m, c = facts.model, facts.config
+    if isinstance(m, Words):
+        tried = ", ".join(f"{value:g}" for value in m.tried)
+        return f"logistic regression with an L2 penalty; C of {tried}, by the AUROC on validation notes: {m.c:g}"
+    trained = ", ".join(f"{name} ({m.partitions[name]:,} parameters)" for name in sorted(m.trained))
+    return (
+        f"base {m.base}; trained: {trained}; AdamW, peak learning rate {c.learning_rate:g}, epochs {c.epochs}, "
+        f"{c.batch_size} rows an update, seed {c.seed}; checkpoint: {c.select}"
+    )
 
 
 def _counted(split: str, found: Evaluated) -> str:

@@ -13,20 +13,17 @@ from jaxlora.eval.predictions import Predictions
 STRATA = {"lt10": (0, 10), "10_99": (10, 100), "100_999": (100, 1000), "ge1000": (1000, np.inf)}
 
 
-def evaluate(
-    predictions: Predictions, train_positives: np.ndarray | None = None, batch_size: int | None = None
-) -> dict[str, float]:
+def evaluate(predictions: Predictions, batch_size: int | None = None) -> dict[str, float]:
     """Returns the metrics that fit the kind of the predictions.
 
     "lm": perplexity, base_perplexity (no adapter), tokens, n. Of "tokens" and "span" those of `of_entities` and
     `of_answers`. Otherwise auroc, auprc (means over the labels with both classes), f1 (macro), f1_micro, accuracy, n,
     labels_scored and labels_skipped; "multiclass" has auroc_ovo and auprc_ovo too, the paper's one-vs-one average
     (docs/paper.md); it and "multilabel" have auroc_micro and auprc_micro, over all pairs of a note and a label, and
-    "multilabel" has auroc_paper and auprc_paper, by scores as the published code had them.
+    "multilabel" has auroc_paper and auprc_paper, by scores as the published code had them, and where the predictions
+    have the labels' counts in training auroc_STRATUM, auprc_STRATUM and labels_STRATUM for the strata of `STRATA`.
 
     Args:
-      train_positives: `[labels]`, in how many training notes each label is; gives auroc_STRATUM, auprc_STRATUM and
-        labels_STRATUM for the strata of `STRATA`. Predictions know nothing of the training split.
       batch_size: gives perplexity_paper, see `batch_mean_perplexity`.
     """
     p = predictions
@@ -65,8 +62,8 @@ def evaluate(
     if p.kind == "multilabel":
         truth, published = one_vs_rest(p, paper=True)
         result["auroc_paper"], result["auprc_paper"] = auroc(truth, published), auprc(truth, published)
-    if train_positives is not None:
-        for name, columns in strata(train_positives[-truth.shape[1] :]).items():  # of two classes, the second
+    if len(p.train_positives):
+        for name, columns in strata(p.train_positives).items():
             part = truth[:, columns], scores[:, columns]
             result |= {f"auroc_{name}": auroc(*part), f"auprc_{name}": auprc(*part)}
             result[f"labels_{name}"] = len(scorable(part[0]))
@@ -81,8 +78,10 @@ def chosen(predictions: Predictions) -> np.ndarray:
 
 def strata(train_positives: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the columns of the labels in each stratum of `STRATA`, by their positives in the training split."""
-    counts = np.asarray(train_positives)
-    return {name: np.flatnonzero((counts >= low) & (counts < high)) for name, (low, high) in STRATA.items()}
+    return {
+        name: np.flatnonzero((train_positives >= low) & (train_positives < high))
+        for name, (low, high) in STRATA.items()
+    }
 
 
 def of_answers(predictions: Predictions) -> dict[str, float]:

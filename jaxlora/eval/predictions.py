@@ -39,6 +39,7 @@ class Predictions:
       found, truth: int `[spans, 4]`, the predicted and the annotated entities or answers: number of the note, first
         character, end, number of the type. Offsets only: no text is kept.
       scores: of "span" float32 `[notes, 2]`, exact match and token F1.
+      train_positives: of "multilabel" int `[labels]`, in how many training notes each label is; empty if not known.
       groups: by attribute, such as "sex": the names of its categories, and int `[notes]`, the number of each note's
         category, -1 where it is not known; {} where the dataset has none.
     """
@@ -56,6 +57,7 @@ class Predictions:
     found: np.ndarray = dataclasses.field(default_factory=_none)
     truth: np.ndarray = dataclasses.field(default_factory=_none)
     scores: np.ndarray = dataclasses.field(default_factory=_none)
+    train_positives: np.ndarray = dataclasses.field(default_factory=_none)
     groups: dict[str, tuple[tuple[str, ...], np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -69,7 +71,7 @@ class Predictions:
 
 
 def load(path: str | Path) -> Predictions:
-    """Reads a predictions file; one from before there were groups has none.
+    """Reads a predictions file; one from before there were groups or counts of the training notes has none.
 
     Raises:
       UserError: no such file, or a damaged one.

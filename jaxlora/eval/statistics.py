@@ -22,25 +22,19 @@ from jaxlora.eval.weights import Weights
 Statistic = Callable[[Weights], dict[str, np.ndarray]]
 
 
-def statistic(
-    predictions: Predictions,
-    names: Iterable[str],
-    thresholds: np.ndarray | None = None,
-    train_positives: np.ndarray | None = None,
-) -> Statistic:
+def statistic(predictions: Predictions, names: Iterable[str], thresholds: np.ndarray | None = None) -> Statistic:
     """Returns the function of weights that gives the named metrics.
 
     Args:
       names: of `metrics.evaluate`, but for counts, token accuracy and the batch-mean perplexity; also brier and
         log_loss, and with `thresholds` those of `thresholds.evaluate`.
       thresholds: of `thresholds.choose`, `[labels]`.
-      train_positives: as in `metrics.evaluate`.
 
     Raises:
       UserError: predictions of this kind have no such metric.
     """
     names, parts = set(names), []
-    known = _families(predictions, thresholds, train_positives)
+    known = _families(predictions, thresholds)
     for family, make in known.items():
         if names.intersection(family):
             parts.append(make())
@@ -58,9 +52,7 @@ def statistic(
     return values
 
 
-def _families(
-    p: Predictions, thresholds: np.ndarray | None, train_positives: np.ndarray | None
-) -> dict[tuple[str, ...], Callable[[], Statistic]]:
+def _families(p: Predictions, thresholds: np.ndarray | None) -> dict[tuple[str, ...], Callable[[], Statistic]]:
     """Returns, by the names of metrics that are computed together, what makes their statistic."""
     if p.kind == "lm":
         sums = {"perplexity": (p.nll, p.tokens), "base_perplexity": (p.base_nll, p.tokens)}
@@ -71,7 +63,7 @@ def _families(
         names = ("f1", "precision", "recall", "f1_lenient", *(f"f1_{name}" for name in entities.types(p)))
         return {names: lambda: _of_entities(p)}
     families = {
-        _strata_names(train_positives): lambda: _ranked(p, train_positives),
+        _strata_names(p): lambda: _ranked(p),
         ("f1", "f1_micro", "accuracy"): lambda: _of_choices(p),
         ("brier", "log_loss"): lambda: _of_probabilities(p),
     }
@@ -80,7 +72,7 @@ def _families(
     if p.kind != "binary":
         families["auroc_micro", "auprc_micro"] = lambda: _micro(p)
     if p.kind == "multilabel":
-        families["auroc_paper", "auprc_paper"] = lambda: _ranked(p, None, paper=True)
+        families["auroc_paper", "auprc_paper"] = lambda: _ranked(p, paper=True)
     if thresholds is not None:
         families[RATES] = lambda: at(p, thresholds)
     return families
@@ -130,18 +122,18 @@ def _of_entities(p: Predictions) -> Statistic:
     return values
 
 
-def _strata_names(train_positives: np.ndarray | None) -> tuple[str, ...]:
-    ends = ["", *(f"_{name}" for name in metrics.STRATA)] if train_positives is not None else [""]
+def _strata_names(p: Predictions) -> tuple[str, ...]:
+    ends = ["", *(f"_{name}" for name in metrics.STRATA)] if len(p.train_positives) else [""]
     return tuple(f"{name}{end}" for end in ends for name in ("auroc", "auprc"))
 
 
-def _ranked(p: Predictions, train_positives: np.ndarray | None, paper: bool = False) -> Statistic:
+def _ranked(p: Predictions, paper: bool = False) -> Statistic:
     truth, scores = metrics.one_vs_rest(p, paper)
     columns, notes = metrics.scorable(truth), np.arange(len(truth))
     labels = [Ranking(truth[:, c], scores[:, c], notes, len(notes)) for c in columns]
     groups = {"_paper" if paper else "": columns}
-    if train_positives is not None:
-        groups |= {f"_{name}": of for name, of in metrics.strata(train_positives[-truth.shape[1] :]).items()}
+    if len(p.train_positives) and not paper:
+        groups |= {f"_{name}": of for name, of in metrics.strata(p.train_positives).items()}
 
     def values(weights: Weights) -> dict[str, np.ndarray]:
         each = _stacked(labels, weights)

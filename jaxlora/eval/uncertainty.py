@@ -67,12 +67,11 @@ def intervals(
     seed: int = 0,
     kind: str = "centred",
     thresholds: np.ndarray | None = None,
-    train_positives: np.ndarray | None = None,
 ) -> dict[str, Interval]:
     """Returns the bootstrap interval over patients of each metric.
 
     Args:
-      names, thresholds, train_positives: as in `statistics.statistic`.
+      names, thresholds: as in `statistics.statistic`.
       kind: "centred", the percentiles of the replicates moved to the sample's value; "percentile", as they are; or
         "bca", bias-corrected and accelerated (Efron 1987), with the jackknife over patients, NaN where all replicates
         are on one side of the value, since there is then nothing to correct by.
@@ -83,7 +82,7 @@ def intervals(
     if kind not in KINDS:
         raise UserError(f"intervals: no kind {kind}; choose one of {', '.join(KINDS)}")
     names, p = list(names), predictions
-    of = statistic(p, names, thresholds, train_positives)
+    of = statistic(p, names, thresholds)
 
     def values(replicates: Iterable[Weights]) -> np.ndarray:
         return _values(of, names, replicates)

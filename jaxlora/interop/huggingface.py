@@ -166,16 +166,22 @@ def save(directory: str | Path, model: Llama) -> None:
     """
     from safetensors.numpy import save as to_bytes
 
-    directory, tensors = Path(directory), {}
-    for path, leaf in nnx.to_flat_state(nnx.state(model)):
-        if path[0] == "head" or "adapters" in path:
-            continue
-        value = np.asarray(leaf[...])
-        for i, name in enumerate(tensor_names(path, model.config.layers)):
-            part = value[i] if path[0] == "blocks" else value
-            tensors[name] = np.ascontiguousarray(part.T if path[-1] in ("kernel", "lm_head") else part)
+    flat = nnx.to_flat_state(nnx.state(model))
+    values = {path: np.asarray(leaf[...]) for path, leaf in flat if path[0] != "head" and "adapters" not in path}
+    directory, tensors = Path(directory), to_tensors(values)
     files.write(directory / "model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
     files.write_json(directory / "config.json", to_json(model.config))
+
+
+def to_tensors(values: Mapping[Path_, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the tensors of a base, by their names in a LLaMA's files, of its parameters by path."""
+    tensors = {}
+    for path, value in values.items():
+        stacked = path[0] == "blocks"
+        for i, name in enumerate(tensor_names(path, len(value) if stacked else 1)):
+            part = value[i] if stacked else value
+            tensors[name] = np.ascontiguousarray(part.T if path[-1] in ("kernel", "lm_head") else part)
+    return tensors
 
 
 def public_name(directory: str | Path) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +34,27 @@ def write_merged(
     kind: str,
     labels: Sequence[str],
     pad: int | None,
+    trained: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes the base with the adapters merged in, sharded, with the tokenizer, as a Hugging Face directory.
 
     A targeted weight is computed in float32 and cast once, to the dtype it is stored in; every other tensor is copied.
+    A base that was trained is written in the float32 that it was trained in.
 
     Args:
       directory: an empty one.
       adapters: all of them active.
       head: `[embed, labels]`, makes it a model for sequence classification.
       kind, labels: of the head. pad: the padding token, which transformers needs to find a note's last token.
+      trained: tensors that take the place of the base's.
 
     Raises:
       UserError: a sum is too large for the dtype.
     """
-    base, source = Path(base), model_files(base)
+    base, source, trained = Path(base), model_files(base), trained or {}
     names = [name for name in source.names if head is None or name not in ("lm_head.weight", "score.weight")]
-    sizes = {name: source.bytes(name) for name in names}
-    stored = DTYPES[source.dtype("model.embed_tokens.weight")]
+    sizes = {name: trained[name].nbytes if name in trained else source.bytes(name) for name in names}
+    stored = np.dtype(np.float32) if trained else DTYPES[source.dtype("model.embed_tokens.weight")]
     if head is not None:
         sizes["score.weight"] = head.size * stored.itemsize
 
@@ -60,7 +63,7 @@ def write_merged(
             return np.ascontiguousarray(head.T).astype(stored)
         module, _, leaf = name.rpartition(".")
         here = [adapter for adapter in adapters if module in adapter.weights]
-        weight = source.read(name)
+        weight = trained[name] if name in trained else source.read(name)
         if not here:
             return weight
         of_leaf = merged if leaf == "weight" else merged_bias
@@ -75,6 +78,8 @@ def write_merged(
 
     write_sharded(directory, sizes, make)
     config = _config(read_json(base), head is not None, kind, labels, pad)
+    if trained:  # else transformers rounds the weights to the dtype of those that they were trained from
+        config = {field: value for field, value in config.items() if field not in ("dtype", "torch_dtype")}
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     kept = TOKENIZER_FILES if head is not None else (*TOKENIZER_FILES, "generation_config.json")
     for name in kept:

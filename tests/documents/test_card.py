@@ -7,12 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from jaxlora.config import default
 from jaxlora.documents.facts import gather
 from jaxlora.documents.model_card import model_card
 from jaxlora.documents.tripod import ITEMS, TO_BE_WRITTEN, tripod
 from jaxlora.eval import metrics, uncertainty
 from jaxlora.eval.predictions import Predictions, load
+from jaxlora.reproduce import tfidf
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +36,9 @@ def test_partitions_are_those_of_the_checkpoint(run, facts, stored):
     model = stored(run)["model"]
     for name in ("clinical", "downstream"):
         expected = sum(value.size for path, value in model.items() if f"/adapters/{name}/" in path)
-        assert facts.partitions[f"adapter/{name}"] == expected > 0
-    assert facts.partitions["head"] == sum(value.size for path, value in model.items() if path.startswith("head"))
-    assert facts.trained == {"adapter/downstream", "head"}
+        assert facts.model.partitions[f"adapter/{name}"] == expected > 0
+    assert facts.model.partitions["head"] == sum(value.size for path, value in model.items() if path.startswith("head"))
+    assert facts.model.trained == {"adapter/downstream", "head"}
 
 
 def test_the_base_and_where_the_adapter_is_from(facts, trained):
@@ -43,9 +46,9 @@ def test_the_base_and_where_the_adapter_is_from(facts, trained):
     embed, mlp, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     keys = config["num_key_value_heads"] * config["head_dim"]
     block = 2 * embed * embed + 2 * embed * keys + 3 * embed * mlp + 2 * embed
-    assert facts.base_parameters == config["vocab_size"] * embed + layers * block + embed
-    assert facts.base == trained.base.name
-    assert list(facts.earlier) == ["clinical"]
+    assert facts.model.base_parameters == config["vocab_size"] * embed + layers * block + embed
+    assert facts.model.base == trained.base.name
+    assert list(facts.model.earlier) == ["clinical"]
 
 
 def test_the_card_has_the_metrics_with_their_intervals(run):
@@ -102,5 +105,67 @@ def test_a_run_that_was_not_evaluated(run, tmp_path, refused):
 def test_a_language_model(trained):
     facts = gather(str(trained.clinical), resamples=50)
     text = model_card(facts)
-    assert "perplexity" in text and "## Calibration" not in text
+    assert text.startswith("# Model card: language model with adapter clinical, notes\n")
+    assert "perplexity" in text and "## Calibration" not in text and "\n\n\n" not in text
     assert tripod(facts).count(TO_BE_WRITTEN) > 10
+
+
+@pytest.fixture(scope="module")
+def words(small, tmp_path_factory):
+    """A run of TF-IDF with its documents."""
+    folder, config = tmp_path_factory.mktemp("words"), default()
+    config.data.dir, config.data.name = str(small.data), "outcome"
+    config.tfidf = ConfigDict({"c": (0.5, 5.0), "words": 1000})
+    tfidf.fit(config, str(folder))
+    assert small.run("card", f"--workdir={folder}") == 0
+    return folder
+
+
+def test_a_run_without_a_language_model(words, small):
+    card, checklist = ((words / name).read_text() for name in ("model-card.md", "tripod-ai.md"))
+    log = [json.loads(line) for line in (words / "log.jsonl").read_text().splitlines()]
+    best = max(reversed(log), key=lambda line: line["auroc"])
+    assert "# Model card: TF-IDF + logistic regression, outcome" in card
+    assert f"of 0.5, 5: {best['c']:g}, whose AUROC on validation notes" in card and f"{best['auroc']:.3f}" in card
+    assert "at most 1,000 words" in card and "read whole" in card and "Classes weighted" in card
+    value = metrics.evaluate(load(words / "predictions-test.npz"))["auroc"]
+    assert f"| test | {value:.3f} [" in card and f"AUROC, one-vs-rest {value:.3f} (" in checklist
+    unfilled = {line.split(" | ")[1] for line in checklist.splitlines() if line.endswith(f"| {TO_BE_WRITTEN} |")}
+    assert "22" in unfilled and not {"5", "7", "12", "21", "23"} & unfilled
+    for text in (card, checklist):
+        assert not any(word in text.lower() for word in ("token", "adapter", "checkpoint", "epoch", "fingerprint"))
+        assert not any(word in text for word in small.sentinels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "told", "outputs"),
+    [
+        (
+            "tokens",
+            ("O", "B-Drug", "I-Drug", "B-Dose", "I-Dose"),
+            "entities in a note (2 types)",
+            "a tag for each token",
+        ),
+        ("span", ("start", "end"), "the answer to a question in a note\n", "the likeliest answer"),
+        ("lm", (), "next token of a clinical note\n", "the probability of each next token"),
+    ],
+)
+def test_what_is_predicted(facts, kind, names, told, outputs):
+    said = {"tokens": "f1", "span": "f1", "lm": "perplexity"}[kind]
+    found = facts.evaluated["test"]
+    kept = {name: 0.5 for name in (*found.values, "precision", "recall", "exact", said)}
+    bounds = {name: (0.4, 0.6) for name in kept}
+    of = dataclasses.replace(found, values=kept, intervals=bounds, calibration={}, groups=(), gaps={})
+    other = dataclasses.replace(facts, kind=kind, labels=names, evaluated={"test": of})
+    assert told in model_card(other) and "probabilities" not in model_card(other)
+    assert outputs in tripod(other)
+
+
+def test_a_base_that_was_trained(facts):
+    trained = {"partitions": {"base": 1234, "head": 6}, "trained": frozenset({"base", "head"})}
+    whole = {**trained, "adapters": {}, "earlier": {}}
+    text = model_card(dataclasses.replace(facts, model=dataclasses.replace(facts.model, **whole)))
+    assert "trained in this run; its fingerprint before training is" in text and "| base | 1,234 | yes |" in text
+    assert (
+        "A model trained on MIMIC" in text and "share patients" not in text and "frozen" not in text.split("\n", 1)[1]
+    )

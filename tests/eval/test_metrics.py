@@ -1,5 +1,7 @@
 """The metrics against scikit-learn, and where its own averages do not apply."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -139,7 +141,9 @@ def test_as_published_several_labels_are_ranked_by_a_softmax_over_them(several):
 
 def test_strata_by_the_labels_frequency_in_training(several):
     truth, logits = several
-    found = metrics.evaluate(predictions("multilabel", truth, logits, 5), train_positives=[9, 10, 99, 1000, 0])
+    counts = np.array([9, 10, 99, 1000, 0])
+    p = dataclasses.replace(predictions("multilabel", truth, logits, 5), train_positives=counts)
+    found = metrics.evaluate(p)
     assert found["auroc_lt10"] == pytest.approx(sk.roc_auc_score(truth[:, 0], logits[:, 0]), abs=1e-12)
     expected = np.mean([sk.average_precision_score(truth[:, c], logits[:, c]) for c in (1, 2)])
     assert found["auprc_10_99"] == pytest.approx(expected, abs=1e-12)

@@ -41,8 +41,9 @@ def made(kind, seed=0):
         count = 2 if kind == "binary" else 4
         labels = rng.choice(count, NOTES, p=[0.7, 0.3] if count == 2 else [0.5, 0.3, 0.17, 0.03])
         logits = rng.normal(size=(NOTES, count)) + np.eye(count)[labels]
-    names = tuple(map(str, range(logits.shape[1])))
-    return Predictions(kind, names, ids, patients, labels, logits.astype(np.float32))
+    names, logits = tuple(map(str, range(logits.shape[1]))), logits.astype(np.float32)
+    counts = {"train_positives": TRAINING} if kind == "multilabel" else {}
+    return Predictions(kind, names, ids, patients, labels, logits, **counts)
 
 
 def repeated(p, weights):
@@ -59,7 +60,7 @@ def repeated(p, weights):
 
 def resampled(p):
     """What `evaluate` gives and can be resampled."""
-    values = metrics.evaluate(p, train_positives=TRAINING if p.kind == "multilabel" else None)
+    values = metrics.evaluate(p)
     dropped = {*COUNTS, *(f"labels_{name}" for name in metrics.STRATA), *(["accuracy"] if p.kind == "tokens" else [])}
     return {name: value for name, value in values.items() if name not in dropped}
 
@@ -68,7 +69,7 @@ def resampled(p):
 def test_equals_evaluate_of_the_notes_drawn(kind):
     p, rng = made(kind), np.random.default_rng(1)
     weights = np.concatenate([np.ones((NOTES, 1)), rng.poisson(1, (NOTES, 12))], axis=1).astype(np.float32)
-    of = statistic(p, resampled(p), train_positives=TRAINING if kind == "multilabel" else None)
+    of = statistic(p, resampled(p))
     found = of(Drawn(weights))
     assert found.keys() == resampled(p).keys()
     for number in range(weights.shape[1]):
@@ -80,7 +81,7 @@ def test_equals_evaluate_of_the_notes_drawn(kind):
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel", "tokens", "span"])
 def test_without_a_patient(kind):
     p = made(kind)
-    found = statistic(p, resampled(p), train_positives=TRAINING)(next(left_out(p.patients)))
+    found = statistic(p, resampled(p))(next(left_out(p.patients)))
     for number, patient in enumerate(np.unique(p.patients)):
         wanted = resampled(repeated(p, (p.patients != patient).astype(int)))
         for name, value in wanted.items():

@@ -15,6 +15,9 @@ from peft import PeftModel  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from jaxlora import exchange  # noqa: E402
+from jaxlora.data import builders  # noqa: E402
+from jaxlora.data.tokens import Tokenizer, tokenize  # noqa: E402
+from jaxlora.eval.predictions import load  # noqa: E402
 from jaxlora.interop import peft as ours  # noqa: E402
 from jaxlora.interop.combine import combine  # noqa: E402
 from jaxlora.interop.llama_config import read_config  # noqa: E402
@@ -128,3 +131,19 @@ def test_weights_of_a_bfloat16_base_are_merged_in_float32_and_cast_once(option, 
         same = found[name] == wanted[name].to(torch.bfloat16)
         assert same.float().mean() >= 0.998
         torch.testing.assert_close(found[name].float(), wanted[name], rtol=2**-8, atol=1e-6)
+
+
+def test_a_run_that_was_trained_whole_gives_its_logits_in_transformers(small, tmp_path):
+    run = tmp_path / "run"
+    flags = [*small.flags("head_only"), "--config.trainable=base,head", "--config.epochs=1"]
+    assert small.run("train", *flags, f"--workdir={run}") == 0 == small.run("evaluate", f"--workdir={run}")
+    assert small.run("export-model", f"--workdir={run}", f"--output={tmp_path / 'model'}") == 0
+    written = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert type(written).__name__ == "LlamaForSequenceClassification" and written.dtype == torch.float32
+    test, found = builders.load(small.data, "outcome").split("test"), load(run / "predictions-test.npz")
+    notes = tokenize(test, Tokenizer(small.base), 64, "truncate", lambda _: None)
+    parts = np.split(notes.tokens, notes.offsets[1:-1])
+    with torch.no_grad():
+        logits = [written(torch.tensor(ids[None].astype(np.int64))).logits[0].numpy() for ids in parts]
+    assert notes.ids.tolist() == found.ids.tolist() and len(parts) > 10
+    np.testing.assert_allclose(found.logits, logits, atol=1e-4)

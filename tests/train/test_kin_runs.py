@@ -134,5 +134,4 @@ def test_full_fine_tuning_trains_the_base_and_evaluates_it(config_of, stored, sm
     config.quantize = "int8"
     with pytest.raises(UserError, match="config.trainable names the base, which config.quantize = 'int8' keeps frozen"):
         pipeline.train_run(config, str(tmp_path / "quantized"))
-    with pytest.raises(UserError, match="trained its base"):
-        export_model(str(run), str(tmp_path / "model"))
+    assert float(export_model(str(run), str(tmp_path / "model")).split()[3]) < 1e-4
