@@ -147,7 +147,7 @@ def _export_adapter(flag: flags.FlagValues) -> None:
         weights = [float(weight) for weight in flag.weights]
     except ValueError:
         raise UserError(f"--weights: {','.join(flag.weights)!r} are no numbers; give one for each adapter") from None
-    print(export_adapter(flag.workdir, flag.output, flag.adapters, flag.combine, weights, flag.rank))
+    print(export_adapter(flag.workdir, flag.output, flag.adapters, flag.combine, weights, flag.rank, flag.base))
 
 
 def _export_model(flag: flags.FlagValues) -> None:
@@ -178,7 +178,7 @@ VERBS = {
         "prompt input output text new_tokens temperature top_p seed workdir config".split() + [*_BASE],
     ),
     "import-adapter": Verb(_import_adapter, ("adapter", "base", "workdir"), ("name", "allow_base_mismatch")),
-    "export-adapter": Verb(_export_adapter, ("workdir", "output"), ("adapters", "combine", "weights", "rank")),
+    "export-adapter": Verb(_export_adapter, ("workdir", "output"), ("adapters", "combine", "weights", "rank", "base")),
     "export-model": Verb(_export_model, ("workdir", "output"), _BASE),
 }
 

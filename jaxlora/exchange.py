@@ -1,25 +1,25 @@
 """The verbs `import-adapter`, `export-adapter` and `export-model`: adapters in from PEFT, adapters and models out."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from jaxlora import files
-from jaxlora.config import adapter as adapter_config
 from jaxlora.config import default
 from jaxlora.data.examples import ANNOTATED, OUTCOMES
 from jaxlora.data.tokens import Tokenizer
 from jaxlora.errors import UserError, nearest
-from jaxlora.interop import huggingface, merge, peft
+from jaxlora.interop import huggingface, merge, peft, peft_config, peft_prompts
 from jaxlora.interop.combine import combine
 from jaxlora.interop.llama_config import read_config
 from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.llama import Llama
-from jaxlora.models.lora_spec import BERT_MODULES
+from jaxlora.models.lora_spec import BERT_MODULES, LoraSpec
 from jaxlora.models.prompt_spec import PromptFamily
 from jaxlora.models.techniques import described, spec_json, spec_of
 from jaxlora.partition import partition_of
@@ -28,6 +28,8 @@ from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import load_base
 from jaxlora.train.belonging import belongs_to, check_frozen_base
 from jaxlora.train.mesh import shardings
+
+_OF_HEAD = ("kind", "labels")
 
 
 def import_adapter(directory: str, base: str, name: str, workdir: str, allow_base_mismatch: bool = False) -> str:
@@ -39,7 +41,7 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
       allow_base_mismatch: takes an adapter that says it belongs to another base or tokenizer.
 
     Returns:
-      The adapter's description for a config.
+      The adapter's description for a config; a comment behind it where virtual tokens came without their network.
 
     Raises:
       UserError: what `peft.read` raises, a workdir that is in use, or another base.
@@ -56,7 +58,7 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     kind, labels = _kind_and_labels(directory, adapter)
     config = default()
     config.base, config.select = base, "last"
-    config.adapters[name] = adapter_config(**spec_json(adapter.spec))
+    config.adapters[name] = ConfigDict({**spec_json(adapter.spec), "workdir": ""})
     config.active = (name,)
     config.trainable = (name,) if adapter.head is None else (name, "head")
     run_config.write(workdir, config)
@@ -66,7 +68,9 @@ def import_adapter(directory: str, base: str, name: str, workdir: str, allow_bas
     metadata = {**belongs, "adapters": specs, "kind": kind, "labels": labels, "training set": "of a PEFT adapter"}
     with checkpoint.Checkpoints(workdir) as checkpoints:
         checkpoints.save(0, state, {}, {}, 0.0, metadata)
-    return f"config.adapters.{name} = {described(adapter.spec, workdir=workdir)}"
+    line = f"config.adapters.{name} = {described(adapter.spec, workdir=workdir)}"
+    made_by = peft_prompts.network(peft_config.raw_config(directory)[1])
+    return f"{line}  # what {made_by} made, which PEFT does not save" if made_by else line
 
 
 def _kind_and_labels(directory: str, adapter: peft.Adapter) -> tuple[str, list[str]]:
@@ -85,32 +89,36 @@ def _kind_and_labels(directory: str, adapter: peft.Adapter) -> tuple[str, list[s
 
 
 def export_adapter(
-    workdir: str, output: str, names: Sequence[str] = (), combination: str = "cat", weights=(), rank: int = 0
+    workdir: str,
+    output: str,
+    names: Sequence[str] = (),
+    combination: str = "cat",
+    weights=(),
+    rank: int = 0,
+    base: str = "",
 ) -> str:
     """Writes adapters of a run as one PEFT directory.
 
     Args:
       names: of the adapters; () is all active ones. With all of them goes the head, which was trained on their sum.
-      combination: how several become one (see `interop/combine.py`), with `weights` (() is 1 each) and the `rank` of
-        "svd".
+      combination: how several LoRAs become one (see `interop/combine.py`), with `weights` (() is 1 each) and the `rank`
+        of "svd".
+      base: where the base lies, if no longer where the run had it; for adapters of virtual tokens and the like.
 
     Returns:
       What was written, in words.
 
     Raises:
-      UserError: no run, no such adapter, an output that exists, or what `combine` raises.
+      UserError: no run, no such adapter, several that are not all LoRAs, an output that exists, or what `combine`
+        raises.
     """
-    adapters, head, trained = _adapters(workdir, names)
+    adapters, head, trained = _adapters(workdir, names, base)
     if trained:
         raise UserError(
             f"--workdir: {workdir} trained its base, which no adapter holds; take export-model, which writes the whole"
         )
-    base = run_config.read(workdir).base
     if not adapters:
         raise UserError(f"--workdir: {workdir} has no active adapter to export")
-    for name, adapter in adapters.items():
-        if isinstance(adapter.spec, Ia3Spec):
-            raise UserError(f"--adapters: {name} is an (IA)^3, which is no LoRA; take export-model, which merges it")
     if rank and combination != "svd":
         raise UserError(
             f"--rank is {rank}, which --combine={combination} has no use for; give --combine=svd, or no rank"
@@ -120,13 +128,36 @@ def export_adapter(
         raise UserError(f"--weights: {len(weights)} weights for {len(adapters)} adapters ({', '.join(adapters)})")
     result, error = next(iter(adapters.values())), 0.0
     if len(adapters) > 1 or combination != "cat" or set(weights) != {1.0}:
+        _check_loras(adapters)
         result, error = combine(list(adapters.values()), weights, combination, rank)
+    what = f"{' + '.join(adapters)}: {_described(result)}"
+    if head is not None and not peft.keeps_head(result.spec):
+        what, head = f"{what}, without the head, which PEFT does not save with it", None
+        unheaded = {name: value for name, value in result.belongs.items() if name not in _OF_HEAD}
+        result = dataclasses.replace(result, belongs=unheaded)
     with files.new_directory(output) as folder:
-        peft.write(folder, dataclasses.replace(result, head=head), huggingface.public_name(base))
-    ranks = sorted({size.rank for size in result.spec.sizes(result.layers).values()})
-    what = f"{' + '.join(adapters)}: rank {', '.join(map(str, ranks))}"
+        public = huggingface.public_name(checkpoint.read_config(workdir).base)
+        peft.write(folder, dataclasses.replace(result, head=head), public)
     what += "" if head is None else f", a head of {head.shape[1]} labels"
     return f"{what}, reconstruction error {error:.2e}" if len(adapters) > 1 or error else what
+
+
+def _check_loras(adapters: Mapping[str, peft.Adapter]) -> None:
+    for name, adapter in adapters.items():
+        if not isinstance(adapter.spec, LoraSpec):
+            merged = ", or take export-model" if isinstance(adapter.spec, Ia3Spec) else ""
+            raise UserError(
+                f"--adapters: {name} is of technique {spec_json(adapter.spec)['technique']!r}, and LoRAs alone are "
+                f"combined; export them one by one, as with --adapters={name}{merged}"
+            )
+
+
+def _described(adapter: peft.Adapter) -> str:
+    """A LoRA by its ranks, others as a line of a config has them."""
+    if type(adapter.spec) is not LoraSpec:
+        return adapter.spec.described()
+    ranks = sorted({size.rank for size in adapter.spec.sizes(adapter.layers).values()})
+    return f"rank {', '.join(map(str, ranks))}"
 
 
 def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch: bool = False) -> str:
@@ -144,9 +175,15 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
       The largest difference between the logits of the run and of the written model, in words.
 
     Raises:
-      UserError: no run, another base, or an output that exists.
+      UserError: no run, another base, an adapter that no weight can hold, or an output that exists.
     """
-    adapters, head, trained = _adapters(workdir, ())
+    adapters, head, trained = _adapters(workdir, (), base)
+    for name, adapter in adapters.items():
+        if isinstance(adapter.spec, PromptFamily):
+            raise UserError(
+                f"--workdir: adapter {name!r} of {workdir} is of technique {adapter.spec.technique!r}, which changes "
+                "no weight to merge it into; take export-adapter, or `evaluate`, `predict` and `generate` with the run"
+            )
     run = RestoredRun(workdir, base, allow_base_mismatch)
     if run.kind in ANNOTATED:
         raise UserError(f"--workdir: {workdir} marks parts of notes, which no merged model does; take export-adapter")
@@ -170,7 +207,7 @@ def export_model(workdir: str, output: str, base: str = "", allow_base_mismatch:
 
 
 def _adapters(
-    workdir: str, names: Sequence[str]
+    workdir: str, names: Sequence[str], base: str
 ) -> tuple[dict[str, peft.Adapter], np.ndarray | None, dict[str, np.ndarray]]:
     """The adapters of a run by name, the active ones or those named; the run's head where it goes with them; and the
     tensors of its base, by their names in a model's files, where it trained it."""
@@ -188,17 +225,13 @@ def _adapters(
             raise UserError(f"--adapters: {workdir} has no adapter {name!r}{nearest(name, metadata['adapters'])}")
     head = values.get(("head", "kernel")) if set(names) == set(config.active) else None
     head = None if metadata["kind"] in ANNOTATED else head  # PEFT and transformers classify whole texts in this form
-    of_head = () if head is None else ("kind", "labels")
-    belongs = {what: metadata[what] for what in ("base", "tokenizer", *of_head)}
+    belongs = {what: metadata[what] for what in ("base", "tokenizer", *(() if head is None else _OF_HEAD))}
     specs = {name: spec_of(metadata["adapters"][name]) for name in names}
-    for name, spec in specs.items():
-        if isinstance(spec, PromptFamily):
-            raise UserError(
-                f"--workdir: adapter {name!r} of {workdir} is of technique {spec.technique!r}, which is neither "
-                "written for PEFT nor merged into a base; `evaluate`, `predict` and `generate` take the run as it is"
-            )
     trained = huggingface.to_tensors({path: value for path, value in values.items() if partition_of(path) == "base"})
-    return {name: peft.from_parameters(values, name, spec, belongs) for name, spec in specs.items()}, head, trained
+    told = any(isinstance(spec, PromptFamily) for spec in specs.values())
+    shape = read_config(base or config.base) if told else None
+    adapters = {name: peft.from_parameters(values, name, spec, belongs, shape) for name, spec in specs.items()}
+    return adapters, head, trained
 
 
 def _logits(model: Llama, tokens: np.ndarray, active: tuple[str, ...]) -> np.ndarray:

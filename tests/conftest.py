@@ -150,7 +150,7 @@ def random_adapter() -> Callable:
                 values[path] = rng.normal(size=leaf.shape, scale=0.3).astype(np.float32)
             if path[-1] == "magnitude":
                 values[path] = 1 + np.abs(values[path])
-        found = peft.from_parameters(values, "clinical", spec, dict(belongs))
+        found = peft.from_parameters(values, "clinical", spec, dict(belongs), shape)
         return dataclasses.replace(found, head=values.get(("head", "kernel")))
 
     return make

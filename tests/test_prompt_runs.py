@@ -108,15 +108,20 @@ def test_it_generates(runs, small, capsys):
     assert small.run("generate", *flags) == 0
 
 
-def test_what_takes_loras_alone_says_so(runs, small, refused, tmp_path):
+def test_it_goes_to_peft_and_into_no_weight(runs, small, refused, tmp_path):
     technique, clinical, _ = runs
-    for verb in ("export-adapter", "export-model"):
-        line = refused(verb, f"--workdir={clinical}", f"--output={tmp_path / 'out'}")
-        assert f"'clinical' of {clinical} is of technique '{technique}'" in line
+    assert small.run("export-adapter", f"--workdir={clinical}", f"--output={tmp_path / 'adapter'}") == 0
+    raw = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (raw["peft_type"], raw["num_virtual_tokens"]) == (f"{technique.upper()}_TUNING", 3)
+    line = refused("export-model", f"--workdir={clinical}", f"--output={tmp_path / 'model'}")
+    assert f"'clinical' of {clinical} is of technique '{technique}', which changes no weight" in line
+
+
+def test_a_sweep_takes_loras_alone(runs):
     config = default()
-    config.adapters.clinical = CLINICAL[technique]
+    config.adapters.clinical = CLINICAL[runs[0]]
     config.sweep = (("one", {"seed": 1}),)
-    with pytest.raises(UserError, match=f"clinical is of technique '{technique}'"):
+    with pytest.raises(UserError, match=f"clinical is of technique '{runs[0]}'"):
         member_configs(config)
 
 

@@ -1,21 +1,23 @@
 """BERT directories of Hugging Face: config.json, and the tensors under one set of names.
 
-The clinical BERTs are old. Their config.json may lack `model_type`, their weights may be a `pytorch_model.bin` alone,
-the norms in them may be called gamma and beta, and all names may begin with `bert.` or not. What belongs to their
-pretraining (the heads for words and sentences) is left out.
+The clinical BERTs are old. Their config.json may lack `model_type`, their weights may be a `pytorch_model.bin` or a
+`flax_model.msgpack` alone, the norms in them may be called gamma and beta, and all names may begin with `bert.` or not.
+What a plain BERT does not have is left out: the heads of pretraining, and what an encoder adds of its own, such as the
+semantic types of UmlsBERT, which transformers' BertModel leaves out too.
 """
 
-import importlib.util
 import math
 import re
-import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import serialization
 
 from jaxlora.errors import UserError
 from jaxlora.interop.llama_config import read_json
+from jaxlora.interop.pickled import read_tensors
 from jaxlora.interop.place import Path_
 from jaxlora.interop.tensors import INDEX, TensorFiles, model_files
 from jaxlora.models.bert import BertConfig
@@ -32,10 +34,11 @@ _ALONE = {
 }
 _NORMS = {"attention_norm": "attention.output.LayerNorm", "output_norm": "output.LayerNorm"}
 _OLD = {"gamma": "weight", "beta": "bias"}
-# Heads of pretraining and of other tasks, positions by their number, and the semantic types of UmlsBERT, which
-# transformers' BertModel, as the paper loads it, leaves out too.
-_NEEDLESS = re.compile(r"(cls|classifier|qa_outputs|dropout)\..*|embeddings\.(position_ids|tui_.*)")
-_PICKLED = "pytorch_model.bin"
+# Heads of pretraining and of other tasks, and positions by their number: nobody misses them.
+_USUAL = re.compile(r"(cls|classifier|qa_outputs|dropout)\..*|embeddings\.position_ids")
+_PICKLED, _FLAX = "pytorch_model.bin", "flax_model.msgpack"
+# Flax: PyTorch. A kernel is a weight, transposed.
+_OF_FLAX = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _LAYERS = 1000  # more than any; a damaged number would have us look for so many tensors
 
 
@@ -113,17 +116,20 @@ def tensors(directory: str | Path, shape: BertConfig) -> TensorFiles:
     checkpoint of a run that keeps it frozen does not hold it.
 
     Raises:
-      UserError: no weights, damaged ones, or a `pytorch_model.bin` alone where PyTorch is not installed.
+      UserError: no weights, or damaged ones.
     """
     directory = Path(directory)
-    pickled = directory / _PICKLED
-    if pickled.exists() and not (directory / "model.safetensors").exists() and not (directory / INDEX).exists():
-        found = TensorFiles([])
-        for stored, value in _unpickled(pickled).items():
-            if name := plain_name(stored):
-                found.add(name, value, pickled)
-    else:
+    safe = (directory / "model.safetensors").exists() or (directory / INDEX).exists()
+    other = next((directory / name for name in (_PICKLED, _FLAX) if (directory / name).exists()), None)
+    if safe or other is None:
         found = model_files(directory, plain_name)
+    else:
+        found = TensorFiles([])
+        for stored, value in (read_tensors if other.name == _PICKLED else _of_flax)(other).items():
+            if name := plain_name(stored):
+                found.add(name, value, other)
+            else:
+                found.left_out.append(stored)
     kernel, bias = _ALONE["pooler", "kernel"], _ALONE["pooler", "bias"]
     if kernel not in found.names and bias not in found.names:
         weights = 0.02 * np.random.default_rng(0).standard_normal((shape.embed, shape.embed))
@@ -132,29 +138,38 @@ def tensors(directory: str | Path, shape: BertConfig) -> TensorFiles:
     return found
 
 
+def left_out(found: TensorFiles) -> list[str]:
+    """Returns the tensors of a BERT that no BERT has and no pretraining leaves behind, by their names in the files."""
+    return sorted(name for name in found.left_out if not _USUAL.fullmatch(name.removeprefix("bert.")))
+
+
 def plain_name(stored: str) -> str | None:
-    """Returns the name of a tensor without the old spellings, None for one that no model here has."""
+    """Returns the name of a tensor without the old spellings, None for one that a BERT does not have."""
     name = stored.removeprefix("bert.")
-    if _NEEDLESS.fullmatch(name):
-        return None
     module, _, leaf = name.rpartition(".")
-    return f"{module}.{_OLD.get(leaf, leaf)}" if module.endswith("LayerNorm") else name
+    name = f"{module}.{_OLD.get(leaf, leaf)}" if module.endswith("LayerNorm") else name
+    # A layer too many is a config.json of another model, which is told where the tensors find their places.
+    return name if name in _ALONE.values() or name.startswith("encoder.layer.") else None
 
 
-def _unpickled(path: Path) -> dict[str, np.ndarray]:
-    """The floating tensors of a PyTorch file, by PyTorch and with nothing but tensors allowed in it."""
-    if importlib.util.find_spec("torch") is None:
-        raise UserError(
-            f"{path} is all there is of weights, and only PyTorch reads it; install torch, or convert it where it is: "
-            "AutoModel.from_pretrained(DIR).save_pretrained(NEW_DIR) in transformers"
-        )
-    import torch
-
+def _of_flax(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a model of Flax by the names that PyTorch's has."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        kept = {name: value for name, value in loaded.items() if value.is_floating_point()}
+        tree = serialization.msgpack_restore(path.read_bytes())
+        leaves = dict(_leaves(tree, ()))
+        return {
+            ".".join((*names[:-1], _OF_FLAX.get(names[-1], names[-1]))): x.T if names[-1] == "kernel" else x
+            for names, x in leaves.items()
+        }
     except Exception as error:  # the reader raises whatever its parser raises
         raise UserError(
             f"{path} is not a readable file of weights ({type(error).__name__}); download it again"
         ) from None
-    return {name: (v if v.dtype == torch.float16 else v.float()).detach().numpy() for name, v in kept.items()}
+
+
+def _leaves(tree: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*above, name))
+        else:
+            yield (*above, name), np.asarray(value)

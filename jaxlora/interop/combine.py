@@ -41,7 +41,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float], way: str, ran
     joined, sizes, lost, whole = {}, {}, 0.0, 0.0
     for module in modules:
         parts = [
-            (x.weights[module]["a"], x.weights[module]["b"], w * x.size(module).scale)
+            (*x.factors(module), w * x.size(module).scale)
             for x, w in zip(adapters, weights, strict=True)
             if module in x.weights
         ]

@@ -152,6 +152,11 @@ def lacks_pooler(directory: str | Path) -> bool:
     return any(path == Path(directory) for path in _tensors(directory).where.values())
 
 
+def left_out(directory: str | Path) -> list[str]:
+    """Returns the tensors of a BERT's files that no BERT has, by their names there."""
+    return bert.left_out(_tensors(directory))
+
+
 def base_bytes(directory: str | Path) -> int:
     """Returns the size of the tensors in a directory."""
     source = _tensors(directory)
@@ -224,7 +229,9 @@ def _fingerprint(directory: str, _: tuple) -> str:
 
 def _state_of(directory: Path) -> tuple:
     """What changes when a file of the directory does."""
-    kept = [path for path in sorted(directory.glob("*")) if path.suffix in (".json", ".safetensors", ".bin")]
+    kept = [
+        path for path in sorted(directory.glob("*")) if path.suffix in (".json", ".safetensors", ".bin", ".msgpack")
+    ]
     return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in kept)
 
 

@@ -94,7 +94,8 @@ def merged(weight: np.ndarray, adapters: Sequence[Adapter], module: str) -> np.n
         here = adapter.weights[module]
         if "a" not in here:
             continue
-        added = np.float32(adapter.size(module).scale) * (here["b"].T @ here["a"].T)
+        a, b = adapter.factors(module)
+        added = np.float32(adapter.size(module).scale) * (b.T @ a.T)
         if "magnitude" in here:
             stretch = here["magnitude"] / np.linalg.norm(weight + added, axis=1)
             gain += stretch - 1

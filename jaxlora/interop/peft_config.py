@@ -1,4 +1,4 @@
-"""adapter_config.json of PEFT, to and from `LoraSpec`.
+"""adapter_config.json of PEFT: what all techniques share, and a LoRA's, to and from `LoraSpec`.
 
 Reading is lenient to what PEFT wrote from 2023 to 2026: a field that is unknown and empty is passed over, one that is
 unknown and set is refused by name, since it would change what the adapter computes. Writing gives the few fields that
@@ -7,8 +7,10 @@ shortest config that gives them back is written.
 """
 
 import collections
+import contextlib
 import math
 import re
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from jaxlora.errors import UserError
 from jaxlora.models.lora_spec import MODULES, LoraSize, LoraSpec, matches, module_names
 
 # What has no bearing on what an adapter computes.
-_NEUTRAL = {
+NEUTRAL = {
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
@@ -53,66 +55,78 @@ _CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _OUTSIDE = ("lm_head", "model.embed_tokens", "embed_tokens")
 
 
-def read_config(directory: str | Path, layers: int) -> tuple[LoraSpec, bool]:
-    """Reads adapter_config.json.
-
-    Args:
-      layers: of the base.
-
-    Returns:
-      (the adapter's size, whether it has a classification head).
+def raw_config(directory: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Returns adapter_config.json's path and what it holds.
 
     Raises:
-      UserError: no such file, not JSON, or what `LoraSpec` cannot represent, by its name.
+      UserError: no such file, or not JSON.
     """
     path = Path(directory) / "adapter_config.json"
     if not path.exists():
         raise UserError(f"--adapter: no {path}; give the directory of a PEFT adapter")
-    raw = files.read_json_object(path, "copy it again")
-    _refuse_the_unknown(path, raw)
+    return path, files.read_json_object(path, "copy it again")
+
+
+@contextlib.contextmanager
+def fields_of(path: Path, raw: dict[str, Any]) -> Iterator[None]:
+    """Turns what reading a config's fields raises inside the block into a `UserError` that names the file."""
     try:
-        modules = _targeted(path, raw, layers)
+        yield
+    except KeyError as missing:
+        raise UserError(f"{path} has no field {missing}; it is not the config of {raw['peft_type']}") from None
+    except (TypeError, ValueError, OverflowError, AttributeError, re.error):
+        raise UserError(f"{path}: a field is not of its type; copy it again") from None
+
+
+def read_config(path: Path, raw: dict[str, Any], layers: int) -> LoraSpec:
+    """Returns what the adapter_config.json at `path` says of a LoRA.
+
+    Args:
+      raw: its fields. layers: of the base.
+
+    Raises:
+      UserError: what `LoraSpec` cannot represent, by its name.
+    """
+    refuse_unknown(path, raw, _READ)
+    start = raw.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE):
+        raise UserError(
+            f"{path}: init_lora_weights = {start!r} changed the base's weights too; save the adapter again with "
+            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+        )
+    with fields_of(path, raw):
+        modules = targeted(path, raw, layers)
         ranks, alphas = raw.get("rank_pattern") or {}, raw.get("alpha_pattern") or {}
         rank, alpha, rslora = raw["r"], raw["lora_alpha"], bool(raw.get("use_rslora"))
         sizes = {}
         for module in modules:
-            here = _whole(_of_pattern(ranks, module, rank)), float(_of_pattern(alphas, module, alpha))
+            here = whole(_of_pattern(ranks, module, rank)), float(_of_pattern(alphas, module, alpha))
             sizes[module] = LoraSize(*here, rslora)
         if not all(math.isfinite(size.alpha) for size in sizes.values()):
             raise ValueError
         spec = spec_of_sizes(sizes, layers, float(raw.get("lora_dropout") or 0.0), bool(raw.get("use_dora")))
-        head = _has_head(path, raw)
-    except KeyError as missing:
-        raise UserError(f"{path} has no field {missing}; it is not the config of a LoRA") from None
-    except (TypeError, ValueError, OverflowError, AttributeError, re.error):
-        raise UserError(f"{path}: a field is not of its type; copy it again") from None
     spec.check(layers, str(path))
-    return spec, head
+    return spec
 
 
-def to_json(spec: LoraSpec, layers: int, head: bool, base: str) -> dict[str, Any]:
-    """Returns the adapter_config.json of an adapter.
+def to_json(spec: LoraSpec, layers: int) -> dict[str, Any]:
+    """Returns a LoRA's own fields of its adapter_config.json.
 
     Args:
-      layers: of the base. head: whether it has a classification head. base: a name of the base.
+      layers: of the base.
     """
     spec = spec_of_sizes(spec.sizes(layers), layers, spec.dropout, spec.dora)
     return {
-        "alpha_pattern": {pattern: _number(alpha) for pattern, alpha in spec.alphas},
-        "base_model_name_or_path": base,
+        "alpha_pattern": {pattern: number(alpha) for pattern, alpha in spec.alphas},
         "bias": "none",
         "fan_in_fan_out": False,
-        "inference_mode": True,
         "init_lora_weights": True,
         "layers_to_transform": list(spec.layers) or None,
-        "lora_alpha": _number(spec.alpha),
+        "lora_alpha": number(spec.alpha),
         "lora_dropout": spec.dropout,
-        "modules_to_save": ["score"] if head else None,
-        "peft_type": "LORA",
         "r": spec.rank,
         "rank_pattern": dict(spec.ranks),
         "target_modules": list(spec.targets),
-        "task_type": "SEQ_CLS" if head else "CAUSAL_LM",
         "use_dora": spec.dora,
         "use_rslora": spec.rslora,
     }
@@ -157,28 +171,35 @@ def _patterns(values: dict[str, Any], names: list[str]) -> tuple[Any, tuple[tupl
     return usual, tuple(pairs)
 
 
-def _refuse_the_unknown(path: Path, raw: dict[str, Any]) -> None:
-    if raw.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type = {raw.get('peft_type')!r} is not supported; only LORA is")
-    wrong = [field for field in raw if field not in _NEUTRAL | _READ and raw[field]]
+def refuse_unknown(path: Path, raw: dict[str, Any], known: Collection[str]) -> None:
+    """Refuses a field that is set and would change what an adapter computes.
+
+    Args:
+      known: the fields that the reader of a technique takes; `NEUTRAL` are passed over.
+
+    Raises:
+      UserError: one that is not known, by its name.
+    """
+    wrong = [field for field in raw if field not in NEUTRAL and field not in known and raw[field]]
     wrong += [field for field, plain in (("bias", "none"), ("fan_in_fan_out", False)) if raw.get(field, plain) != plain]
-    start = raw.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(_CHANGE_THE_BASE):
-        raise UserError(
-            f"{path}: init_lora_weights = {start!r} changed the base's weights too; save the adapter again with "
-            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
-        )
     if wrong:
         raise UserError(f"{path}: {wrong[0]} = {raw[wrong[0]]!r} cannot be represented; train or save without it")
 
 
-def _targeted(path: Path, raw: dict[str, Any], layers: int) -> list[str]:
-    """The full names of the targeted layers, by PEFT's rules."""
+def targeted(path: Path, raw: dict[str, Any], layers: int, usual: Sequence[str] = ("q_proj", "v_proj")) -> list[str]:
+    """Returns the full names of the targeted layers, by PEFT's rules.
+
+    Args:
+      usual: PEFT's choice for every model read here, where `target_modules` is empty.
+
+    Raises:
+      UserError: they are none, or none that an adapter can be in here.
+    """
     targets, excluded = raw.get("target_modules"), raw.get("exclude_modules") or []
-    targets = ["q_proj", "v_proj"] if targets is None else targets  # PEFT's choice for every model read here
+    targets = list(usual) if targets is None else targets
     for name in _OUTSIDE:
         if targets != "all-linear" and _in(targets, name) and not _in(excluded, name):
-            raise UserError(f"{path}: target_modules = {targets!r} cannot be represented; {name} has no LoRA here")
+            raise UserError(f"{path}: target_modules = {targets!r} cannot be represented; {name} has no adapter here")
     chosen = raw.get("layers_to_transform")
     chosen = [chosen] if isinstance(chosen, int) else chosen
     pattern = raw.get("layers_pattern") or "layers"
@@ -205,7 +226,12 @@ def _of_pattern(patterns: dict[str, Any], module: str, otherwise: Any) -> Any:
     return next((value for pattern, value in patterns.items() if matches(pattern, module)), otherwise)
 
 
-def _has_head(path: Path, raw: dict[str, Any]) -> bool:
+def has_head(path: Path, raw: dict[str, Any]) -> bool:
+    """Returns whether an adapter has a classification head.
+
+    Raises:
+      UserError: it has more than that, or is for another task.
+    """
     saved = set(raw.get("modules_to_save") or ())
     if other := saved - {"score", "classifier"}:
         raise UserError(f"{path}: modules_to_save = {sorted(other)!r} cannot be represented; only a head `score` can")
@@ -215,11 +241,13 @@ def _has_head(path: Path, raw: dict[str, Any]) -> bool:
     return task == "SEQ_CLS" or "score" in saved
 
 
-def _whole(value: Any) -> int:
+def whole(value: Any) -> int:
+    """Returns a whole number of a config; raises ValueError or TypeError where it is none."""
     if isinstance(value, str) or int(value) != value:
         raise ValueError
     return int(value)
 
 
-def _number(value: float) -> int | float:
+def number(value: float) -> int | float:
+    """Returns a number as JSON has it best: 8 and not 8.0."""
     return int(value) if value == int(value) else value

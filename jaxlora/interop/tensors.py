@@ -31,6 +31,10 @@ class TensorFiles:
       paths: the files.
       rename: the name that each tensor of the files goes by here; None leaves it out.
 
+    Attributes:
+      where: the file of each tensor, by its name here.
+      left_out: the names in the files of those that were left out.
+
     Raises:
       UserError: a file is missing, truncated or damaged, or a tensor is in two files or of a dtype that is no float of
         16 or 32 bits.
@@ -39,6 +43,7 @@ class TensorFiles:
     def __init__(self, paths: Iterable[Path], rename: Callable[[str], str | None] = lambda name: name):
         self._held: dict[str, np.ndarray] = {}
         self.where: dict[str, Path] = {}
+        self.left_out: list[str] = []
         self._forms: dict[str, tuple[tuple[int, ...], str]] = {}
         self._starts: dict[str, int] = {}
         self._states: dict[Path, tuple[int, int]] = {}
@@ -48,6 +53,7 @@ class TensorFiles:
             for stored, form in self._header(path).items():
                 name = rename(stored)
                 if name is None:
+                    self.left_out.append(stored)
                     continue
                 if name in self.where:
                     raise UserError(f"{path}: tensor {name!r} is in {self.where[name].name} too; remove one")

@@ -184,12 +184,15 @@ def load_base(
     report: Callable[[str], None] = lambda _: None,
 ) -> nnx.State:
     """Returns `huggingface.load_base`, with a progress bar, and reports how far a quantised base is from its files, or
-    that a BERT's pooler is missing there."""
+    that a BERT's pooler is missing there, or that more is there than a BERT has."""
     errors: dict[str, float] = {}
     with tqdm(total=huggingface.base_bytes(base), desc="base weights", unit="B", unit_scale=True, leave=False) as bar:
         state = huggingface.load_base(base, model, shardings, bar.update, errors.__setitem__)
     if huggingface.lacks_pooler(base):
         report(f"{huggingface.public_name(base)} has no pooler: a random one takes its place; train it with the base")
+    if others := huggingface.left_out(base):
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        report(f"{huggingface.public_name(base)} has tensors that no BERT has, left out: {', '.join(others[:5])}{more}")
     if errors:
         worst = max(errors, key=errors.get)
         report(

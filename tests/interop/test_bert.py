@@ -1,17 +1,18 @@
-"""BERT directories: old and new names, weights of PyTorch, a missing pooler, and what is refused."""
+"""BERT directories: old and new names, weights of PyTorch and of Flax, a missing pooler, and what is refused."""
 
-import importlib.util
 import json
 import shutil
 
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, serialization
 from safetensors.numpy import load_file, save_file
 
+from jaxlora.config import default
 from jaxlora.interop import bert, huggingface
 from jaxlora.models.bases import build
 from jaxlora.models.bert import BertConfig
+from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh, shardings
 
 WEIGHTS = "model.safetensors"
@@ -90,18 +91,57 @@ def test_the_fingerprint_is_of_shape_and_weights(folder, small_bert):
     assert huggingface.fingerprint(folder) != before
 
 
-def test_weights_of_pytorch_alone_need_pytorch(folder, refused, monkeypatch):
-    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
-    refused(lambda: load(folder), folder / "pytorch_model.bin", "install torch, or convert it where it is")
+def test_what_an_encoder_adds_of_its_own_is_left_out_and_told(folder, small_bert, monkeypatch):
+    """UmlsBERT has embeddings of semantic types, and the heads of its pretraining, which nobody misses."""
+    types = {"bert.embeddings.tui_type_embeddings.weight": np.ones((45, 32), np.float32)}
+    rewrite(folder, lambda tensors: tensors | types | {"cls.predictions.bias": np.zeros(4, np.float32)})
+    assert huggingface.left_out(folder) == list(types) and huggingface.left_out(small_bert) == []
+    found, wanted = load(folder), load(small_bert)
+    assert all((found[path] == wanted[path]).all() for path in wanted)
+    assert huggingface.fingerprint(folder) == huggingface.fingerprint(small_bert)
+    told, config = [], default()
+    config.base, config.trainable = str(folder), ("head",)
+    assemble(config, 2, make_mesh(1, 1), report=told.append)
+    assert told == ["base has tensors that no BERT has, left out: bert.embeddings.tui_type_embeddings.weight"]
 
 
-@pytest.mark.parity
-def test_damaged_weights_of_pytorch_are_an_error(folder, refused):
+def flax_tree(tensors):
+    """The tensors as transformers' FlaxBertModel writes them: nested, kernels transposed, the norms' scales."""
+    tree = {}
+    for name, value in tensors.items():
+        *above, leaf = name.removeprefix("bert.").split(".")
+        if leaf == "weight":
+            leaf = "scale" if above[-1] == "LayerNorm" else "embedding" if "embeddings" in above[-1] else "kernel"
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        node[leaf] = value.T if leaf == "kernel" else value
+    return tree
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_weights_of_flax_alone_are_read(folder, small_bert, pretrained):
+    """As CORe and Bio+ClinicalBERT also have them; of a model for pretraining, below `bert` and beside its heads."""
+    tree = flax_tree(load_file(folder / WEIGHTS))
+    tree = {"bert": tree, "cls": {"predictions": {"bias": np.zeros(4, np.float32)}}} if pretrained else tree
     (folder / WEIGHTS).unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"not weights")
-    refused(lambda: load(folder), f"{folder / 'pytorch_model.bin'} is not a readable file of weights")
+    (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    found, wanted = load(folder), load(small_bert)
+    assert all((found[path] == wanted[path]).all() for path in wanted)
+    assert huggingface.left_out(folder) == [] and not huggingface.lacks_pooler(folder)
+    before = huggingface.fingerprint(folder)
+    assert before == huggingface.fingerprint(small_bert)
+    (tree["bert"] if pretrained else tree)["pooler"]["dense"]["bias"] = np.ones(32, np.float32)
+    (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    assert huggingface.fingerprint(folder) != before
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "flax_model.msgpack"])
+@pytest.mark.parametrize("content", [b"not weights", b"", b"PK\x03\x04 and no archive"], ids=["text", "empty", "cut"])
+def test_damaged_weights_are_one_line(folder, name, content, refused):
+    (folder / WEIGHTS).unlink()
+    (folder / name).write_bytes(content)
+    refused(lambda: load(folder), f"{folder / name} is not a readable file of weights", "download it again")
 
 
 def test_a_tensor_too_many_or_too_few_is_an_error(folder, refused):

@@ -6,13 +6,24 @@ import json
 import numpy as np
 import pytest
 
-from jaxlora.interop.peft_config import read_config, spec_of_sizes, to_json
+from jaxlora.interop import peft
+from jaxlora.interop.peft_config import spec_of_sizes
+from jaxlora.models.llama import LlamaConfig
 from jaxlora.models.lora_spec import MODULES, LoraSize, LoraSpec, module_names
 
 LAYERS = 3
 ALL = tuple(MODULES)
 QV = LoraSpec(4, 6.0)
 FULL = "model.layers.{}.self_attn.{}"
+
+
+def read_config(folder, layers):
+    shape = LlamaConfig(vocab=32, embed=16, mlp=24, layers=layers, heads=4, kv_heads=2, head_dim=4)
+    return peft.read_config(folder, shape)[1:]
+
+
+def to_json(spec, layers, head, base):
+    return peft.to_json(peft.Adapter(spec, layers, {}, np.zeros((1, 1)) if head else None), base)
 
 
 def canonical(spec, layers=LAYERS):
@@ -246,10 +257,10 @@ REFUSED = {
     "2023, one adapter for three": ({"enable_lora": [True, False, True]}, "enable_lora"),
     "trained embedding": ({"modules_to_save": ["embed_tokens", "score"]}, "modules_to_save = ['embed_tokens']"),
     "trained lm_head": ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head']"),
-    "LoRA of lm_head": ({"target_modules": ["q_proj", "lm_head"]}, "lm_head has no LoRA here"),
-    "LoRA of everything": ({"target_modules": ".*"}, "lm_head has no LoRA here"),
-    "LoRA of the embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens has no LoRA here"),
-    "IA3": ({"peft_type": "IA3"}, "peft_type = 'IA3'"),
+    "LoRA of lm_head": ({"target_modules": ["q_proj", "lm_head"]}, "lm_head has no adapter here"),
+    "LoRA of everything": ({"target_modules": ".*"}, "lm_head has no adapter here"),
+    "LoRA of the embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, "embed_tokens has no adapter here"),
+    "another technique": ({"peft_type": "VERA"}, "peft_type = 'VERA'"),
     "no type": ({"peft_type": None}, "peft_type = None"),
     "task": ({"task_type": "TOKEN_CLS"}, "task_type = 'TOKEN_CLS'"),
     **{

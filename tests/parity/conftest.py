@@ -163,7 +163,7 @@ def logits(batch) -> Callable:
 @pytest.fixture(scope="session")
 def assembled() -> Callable:
     """The model of a run with one adapter, "clinical": `assembled(folder, spec, labels, fresh)`."""
-    from jaxlora.config import adapter, default
+    from jaxlora.config import default
     from jaxlora.models.techniques import spec_json
     from jaxlora.train.assemble import assemble
     from jaxlora.train.mesh import make_mesh
@@ -171,7 +171,7 @@ def assembled() -> Callable:
     def make(folder, spec, labels=0, fresh=True):
         config = default()
         config.base, config.active = str(folder), ("clinical",)
-        config.adapters["clinical"] = adapter(**spec_json(spec))
+        config.adapters["clinical"] = {**spec_json(spec), "workdir": ""}
         return assemble(config, labels, make_mesh(1, 1), fresh)
 
     return make
