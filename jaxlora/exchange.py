@@ -26,7 +26,7 @@ from jaxlora.partition import partition_of
 from jaxlora.restore import RestoredRun
 from jaxlora.train import checkpoint, run_config
 from jaxlora.train.assemble import load_base
-from jaxlora.train.belonging import belongs_to, check_frozen_base
+from jaxlora.train.belonging import belongs_to
 from jaxlora.train.mesh import shardings
 
 _OF_HEAD = ("kind", "labels")
@@ -136,7 +136,7 @@ def export_adapter(
         unheaded = {name: value for name, value in result.belongs.items() if name not in _OF_HEAD}
         result = dataclasses.replace(result, belongs=unheaded)
     with files.new_directory(output) as folder:
-        public = huggingface.public_name(checkpoint.read_config(workdir).base)
+        public = huggingface.public_name(run_config.read(workdir).base)
         peft.write(folder, dataclasses.replace(result, head=head), public)
     what += "" if head is None else f", a head of {head.shape[1]} labels"
     return f"{what}, reconstruction error {error:.2e}" if len(adapters) > 1 or error else what
@@ -155,7 +155,7 @@ def _check_loras(adapters: Mapping[str, peft.Adapter]) -> None:
 def _described(adapter: peft.Adapter) -> str:
     """A LoRA by its ranks, others as a line of a config has them."""
     if type(adapter.spec) is not LoraSpec:
-        return adapter.spec.described()
+        return described(adapter.spec)
     ranks = sorted({size.rank for size in adapter.spec.sizes(adapter.layers).values()})
     return f"rank {', '.join(map(str, ranks))}"
 

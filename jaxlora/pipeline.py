@@ -15,7 +15,7 @@ from jaxlora import files, partition
 from jaxlora.checks import check_fields
 from jaxlora.config import field_of, virtual_tokens
 from jaxlora.data import builders, examples, tables
-from jaxlora.data.examples import ANNOTATED, OUTCOMES
+from jaxlora.data.examples import ANNOTATED
 from jaxlora.data.loader import Batches
 from jaxlora.data.tokens import Tokenizer, tokenize
 from jaxlora.errors import UserError

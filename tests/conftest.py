@@ -1,9 +1,12 @@
 """Fixtures that several folders of tests share."""
 
+import contextlib
 import csv
 import dataclasses
+import itertools
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -11,10 +14,14 @@ from pathlib import Path
 
 import pytest
 
-# The programs are tiny: compiling them costs more than running them, and XLA's optimizations double that.
-# And one device, so that the bits do not depend on how many cores a machine has.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ.setdefault("XLA_FLAGS", f"{QUICK} --xla_force_host_platform_device_count=1")
+# The programs are tiny: compiling them costs more than running them, and XLA's optimizations, its fusions by way of
+# MLIR and the splitting of a program into parts cost four times as much as what is left.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+)
+QUICK += " --xla_cpu_parallel_codegen_split_count=1 --xla_force_host_platform_device_count="
+# One device, so that the bits do not depend on how many cores a machine has.
+os.environ.setdefault("XLA_FLAGS", f"{QUICK}1")
 
 from jaxlora import cli  # noqa: E402
 from jaxlora.data import synthetic  # noqa: E402
@@ -38,14 +45,11 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-@pytest.fixture(scope="module")
-def quick_compiles():
-    """Programs compile in half the time and run slower: for a module that compiles many and runs each a few times."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture(scope="session")
+def pretended() -> Callable[[int], dict[str, str]]:
+    """The environment of a process that pretends to have so many devices: `pretended(count)`."""
+    root = str(Path(__file__).parents[1])
+    return lambda count: os.environ | {"XLA_FLAGS": f"{QUICK}{count}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": root}
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +59,8 @@ def small_base(tmp_path_factory) -> Path:
 
     from jaxlora.data.tokens import train_tokenizer
     from jaxlora.interop import huggingface
-    from jaxlora.models.llama import Llama, LlamaConfig
+    from jaxlora.models.llama import Llama
+    from jaxlora.models.llama_shape import LlamaConfig
 
     folder = tmp_path_factory.mktemp("small_base")
     train_tokenizer(synthetic.plain_english(2000, 0), folder, 400)
@@ -112,7 +117,8 @@ def random_llama() -> Callable:
     import numpy as np
     from flax import nnx
 
-    from jaxlora.models.llama import Llama, LlamaConfig
+    from jaxlora.models.llama import Llama
+    from jaxlora.models.llama_shape import LlamaConfig
     from jaxlora.train.mesh import make_mesh, shardings
 
     tiny = dict(vocab=32, embed=16, mlp=24, layers=1, heads=4, kv_heads=2, head_dim=4)
@@ -305,6 +311,41 @@ def patched() -> Callable[..., list[str]]:
     """The command line as a process of its own in which something happens: `patched(code, verb, *arguments)`, with
     `at_update(number, action)`, `at_save(number, action)` and `send(signal)` at the code's hand."""
     return lambda code, *arguments: [sys.executable, "-c", PATCHED.replace("{patch}", code), *map(str, arguments)]
+
+
+@pytest.fixture
+def around_calls(monkeypatch) -> Callable:
+    """Within `with around_calls(module, made, around)`, each call of a function that `module.made` makes (a step of
+    training, or of prediction) becomes `around(number, call)`, where `call()` is what was called."""
+
+    @contextlib.contextmanager
+    def changed(module, made, around):
+        real = getattr(module, made)
+
+        def make(*arguments):
+            function, numbers = real(*arguments), itertools.count(1)
+            return lambda *values: around(next(numbers), lambda: function(*values))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, made, make)
+            yield
+
+    return changed
+
+
+@pytest.fixture
+def sigterm_at(around_calls) -> Callable:
+    """Within `with sigterm_at(module, made, number)`, this process gets SIGTERM right before that call."""
+
+    def signalled(module, made, number):
+        def around(at, call):
+            if at == number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return call()
+
+        return around_calls(module, made, around)
+
+    return signalled
 
 
 @pytest.fixture

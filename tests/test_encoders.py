@@ -10,7 +10,6 @@ import pytest
 
 from jaxlora.eval.predictions import load
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIGS = Path(__file__).parents[1] / "configs"
 WORDS = ("snow", "rain", "boat")
 QUICK = {"data.length": 24, "batch_size": 4, "accumulate": 2, "epochs": 6, "learning_rate": 0.005}

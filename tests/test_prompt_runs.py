@@ -17,8 +17,6 @@ from jaxlora.sweep import member_configs
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TABLE = Path(__file__).parents[1] / "configs" / "table.py"
 CONFIG = """
 import importlib.util
@@ -104,8 +102,10 @@ def test_a_downstream_lora_learns_on_top(runs, small, stored, tmp_path):
 
 
 def test_it_generates(runs, small, capsys):
-    flags = [f"--workdir={runs[1]}", "--prompt=The patient", "--new-tokens=4"]
+    flags = [f"--workdir={runs[1]}", "--prompt=The patient", "--new-tokens=16"]
+    capsys.readouterr()
     assert small.run("generate", *flags) == 0
+    assert capsys.readouterr().out.strip()
 
 
 def test_it_goes_to_peft_and_into_no_weight(runs, small, refused, tmp_path):

@@ -18,7 +18,6 @@ from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer
 from jaxlora.train.step import init_state, make_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 SPECS = {"clinical": LoraSpec(3, 6.0), "downstream": LoraSpec(2, 2.0)}
 
 

@@ -1,10 +1,7 @@
 """Members of a sweep give what their own runs give, whatever they differ in, and go on after a kill."""
 
-import itertools
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -133,23 +130,10 @@ def test_a_sweep_that_was_interrupted_ends_as_one_that_was_not(trained, flags, s
         assert losses(tmp_path / name) == losses(swept / name)
 
 
-def test_sigterm_in_a_validation_saves_the_members_that_have_none_yet(trained, flags, tmp_path, monkeypatch):
-    real, batches = sweep.make_predict_step, itertools.count(1)
-
-    def make(*arguments):
-        step = real(*arguments)
-
-        def signalled(*values):
-            if next(batches) == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(*values)
-
-        return signalled
-
+def test_sigterm_in_a_validation_saves_the_members_that_have_none_yet(trained, flags, tmp_path, sigterm_at):
     members = {name: MEMBERS[name] for name in ("slow", "death")}
     command = ("sweep", *flags, sweep_flag(members), f"--workdir={tmp_path}")
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "make_predict_step", make)
+    with sigterm_at(sweep, "make_predict_step", 1):
         assert trained.run(*command) == 0
     assert [steps_of(tmp_path / name) for name in members] == [["3"], ["3"]]
     assert [len(losses(tmp_path / name)) for name in members] == [3, 3]

@@ -10,7 +10,6 @@ import pytest
 from jaxlora import pipeline
 from jaxlora.config import adalora, adaptation_prompt, ia3, p_tuning, prefix, prompt
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 TABLE = Path(__file__).parents[1] / "configs" / "table.py"
 CLINICAL = {
     "adalora": adalora(4, 2, 8, end=2),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxlora.interop import peft_config, peft_kin, peft_prompts
 from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.ia3 import Ia3Spec
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptSpec
 from jaxlora.models.techniques import Spec

@@ -12,7 +12,7 @@ from jaxlora.errors import UserError
 from jaxlora.interop import peft_config
 from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.ia3 import Ia3Spec
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.lora_spec import MODULES, LoraSpec
 
 Shapes = dict[str, dict[str, tuple[int, ...]]]

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxlora.errors import UserError
 from jaxlora.interop import peft_config
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptFamily, PromptSpec, PTuningSpec
 from jaxlora.models.prompts import make_prompts
 

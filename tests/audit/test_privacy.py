@@ -13,6 +13,13 @@ from jaxlora.data.synthetic import synthesize
 
 ROOT = Path(__file__).parents[2]
 CONFIG = f"--config={ROOT / 'configs' / 'mimic.py'}"
+# Runs one command after another.
+PROGRAM = """
+import json, sys
+from jaxlora import cli
+for arguments in json.loads(sys.argv[1]):
+    print("STATUS", cli.main(["jaxlora", *arguments]))
+"""
 SECRET = "Zq7xWv9KpR"
 
 
@@ -32,36 +39,36 @@ def tables(tmp_path_factory):
     return folder
 
 
-def jaxlora(*arguments):
-    """A real process with everything logged; returns what it said."""
-    command = [sys.executable, "-m", "jaxlora.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode in (0, 1, 2) and "Traceback" not in done.stderr, done.stderr[-2000:]
+def jaxlora(*commands):
+    """A real process, with everything logged, that runs the commands; returns what it said."""
+    program = [sys.executable, "-c", PROGRAM, json.dumps([[*map(str, command)] for command in commands])]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    statuses = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("STATUS")]
+    assert len(statuses) == len(commands) and set(statuses) <= {"0", "1", "2"}
     return done.stdout + done.stderr
 
 
 def test_nothing_of_a_note_and_no_identifier_leaves(tables, tmp_path):
-    said = ""
     data = tmp_path / "data"
     flags = (CONFIG, f"--config.mimic3={tables}", f"--workdir={data}")
-    for verb in ("prepare", "verify-data", "audit"):
-        said += jaxlora(verb, *flags, *(("--smallest=1",) if verb == "audit" else ()))
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in tables.iterdir():
-        (broken / path.name).symlink_to(path)
-    for name, damage in (
+    commands = [("prepare", *flags), ("verify-data", *flags), ("audit", *flags, "--smallest=1")]
+    damages = (
         ("ADMISSIONS.csv", lambda text: text.replace("-", "/", 5)),
         ("NOTEEVENTS.csv", lambda text: text + f'1,2,{SECRET},"'),
         ("NOTEEVENTS.csv", lambda text: text[: len(text) // 2]),
         ("answers.jsonl", lambda text: text.replace("admission", SECRET, 1)),
-    ):
+    )
+    for number, (name, damage) in enumerate(damages):
+        broken = tmp_path / f"broken {number}"
+        broken.mkdir()
+        for path in tables.iterdir():
+            (broken / path.name).symlink_to(path)
         (broken / name).unlink()
         (broken / name).write_text(damage((tables / name).read_text(encoding="utf-8")), encoding="utf-8")
-        for verb in ("prepare", "verify-data"):
-            said += jaxlora(verb, CONFIG, f"--config.mimic3={broken}", f"--workdir={tmp_path / 'other'}")
-        (broken / name).unlink()
-        (broken / name).symlink_to(tables / name)
+        where = CONFIG, f"--config.mimic3={broken}", f"--workdir={tmp_path / 'other'}"
+        commands += [("prepare", *where), ("verify-data", *where)]
+    said = jaxlora(*commands)
     reports = "".join(
         path.read_text(encoding="utf-8") for path in data.iterdir() if path.suffix in (".md", ".json", ".txt")
     )
@@ -83,7 +90,7 @@ def test_nothing_of_a_note_and_no_identifier_leaves(tables, tmp_path):
 
 def test_the_secret_is_where_it_may_be(tables, tmp_path):
     """Else the test above could not fail."""
-    jaxlora("prepare", CONFIG, f"--config.mimic3={tables}", f"--workdir={tmp_path}")
+    jaxlora(("prepare", CONFIG, f"--config.mimic3={tables}", f"--workdir={tmp_path}"))
     from jaxlora.data import builders
 
     split = builders.load(tmp_path, "mimic3_admission/mor_unfiltered").split("train")

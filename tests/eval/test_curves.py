@@ -14,7 +14,6 @@ from jaxlora.eval.curves import GRID, by_frequency, of_row, probabilities, smoot
 from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.scaling import platt, straightened
 
-NONE = np.zeros(0, np.float32)
 
 
 def predicted(kind, seed=0, notes=400):
@@ -26,7 +25,7 @@ def predicted(kind, seed=0, notes=400):
     hot = labels if kind == "multilabel" else np.eye(count)[labels]
     logits = (rng.normal(size=hot.shape) + hot).astype(np.float32)
     ids = np.array([f"{i:016x}" for i in range(notes)])
-    return Predictions(kind, tuple(map(str, range(count))), ids, ids, labels, logits, NONE, NONE, NONE)
+    return Predictions(kind, tuple(map(str, range(count))), ids, ids, labels, logits)
 
 
 def scores(p):

@@ -41,7 +41,7 @@ def test_features_are_kept_where_the_head_sees_the_same_in_every_epoch():
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_batches_and_losses_are_those_of_the_tokens(kind, random_llama, numbered_notes, quick_compiles):
+def test_batches_and_losses_are_those_of_the_tokens(kind, random_llama, numbered_notes):
     model = random_llama({"clinical": LoraSpec(2, 4)}, 3, vocab=1000)
     weights = (0.5, 1.0, 2.0) if kind == "multiclass" else ()
     objective, mesh = Objective(kind, ("clinical",), weights), make_mesh(1, 1)

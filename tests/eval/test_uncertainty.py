@@ -217,7 +217,7 @@ def of_tasks(rng, patients=80, separation=1.0):
         errors = np.sqrt(0.7) * of_patient[who] * np.where(labels, 1, -1) + np.sqrt(0.3) * rng.normal(size=len(who))
         logits = np.stack([np.zeros(len(who)), errors + separation * labels], axis=1).astype(np.float32)
         ids = names_of(range(len(who)))
-        yield Predictions("binary", ("no", "yes"), ids, names_of(who), labels, logits, NONE, NONE, NONE)
+        yield Predictions("binary", ("no", "yes"), ids, names_of(who), labels, logits)
 
 
 def test_an_average_over_tasks_by_hand():

@@ -6,7 +6,6 @@ import pytest
 from jaxlora.interop.combine import combine
 from jaxlora.models.lora_spec import LoraSpec
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 FIRST = LoraSpec(3, 6.0, targets=("q_proj", "v_proj", "down_proj"), dropout=0.1)
 SECOND = LoraSpec(2, 1.5, targets=("v_proj", "up_proj"), layers=(1,), rslora=True)
 SAME = LoraSpec(3, 1.5, targets=("v_proj", "up_proj"), rslora=True)

@@ -19,54 +19,37 @@ from jaxlora.models.llama import Llama
 from jaxlora.train.mesh import make_mesh, shardings
 from tests.goldens.weights import make_weights
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "models.json").read_text())
 PADDING = 7
 
 
-@pytest.fixture(scope="module")
-def logits(tmp_path_factory):
-    """Logits of all positions of a batch by a family's model, `logits(family, tokens, segments, positions)`."""
-
-    @functools.cache
-    def load(family):
-        golden, folder = GOLDENS[family], tmp_path_factory.mktemp("base")
-        (folder / "config.json").write_text(json.dumps(golden["config"]))
-        save_file(make_weights(golden["shapes"], golden["seed"]), folder / "model.safetensors")
-        shape = read_config(folder)
-        abstract = nnx.eval_shape(lambda: Llama(shape, rngs=nnx.Rngs(0)))
-        definition, state = nnx.split(abstract)
-        return definition, huggingface.load_base(folder, abstract, shardings(make_mesh(1, 1), state))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(definition, state, *rows):
-        model = nnx.merge(definition, state)
-        return model.logits(model(*rows))
-
-    return lambda family, *rows: run(*load(family), *rows)
+def load(golden, folder):
+    """The definition and the state of a family's model."""
+    (folder / "config.json").write_text(json.dumps(golden["config"]))
+    save_file(make_weights(golden["shapes"], golden["seed"]), folder / "model.safetensors")
+    shape = read_config(folder)
+    abstract = nnx.eval_shape(lambda: Llama(shape, rngs=nnx.Rngs(0)))
+    definition, state = nnx.split(abstract)
+    return definition, huggingface.load_base(folder, abstract, shardings(make_mesh(1, 1), state))
 
 
-def assert_are_the_golden(family, logits):
-    """Logits of the text's positions alone."""
+@functools.partial(jax.jit, static_argnums=0)
+def logits(definition, state, *rows):
+    """Of all positions of a batch."""
+    model = nnx.merge(definition, state)
+    return model.logits(model(*rows))
+
+
+@pytest.mark.parametrize("family", GOLDENS)
+def test_logits_are_those_that_transformers_gave_with_padding_on_either_side(family, tmp_path):
     golden = GOLDENS[family]
-    np.testing.assert_allclose(logits[np.asarray(golden["positions"])], golden["logits"], atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("family", GOLDENS)
-def test_logits_are_those_that_transformers_gave(family, logits):
-    tokens = np.asarray([GOLDENS[family]["tokens"]], np.int32)
-    assert_are_the_golden(family, logits(family, tokens, np.ones_like(tokens), np.arange(tokens.size)[None])[0])
-
-
-@pytest.mark.parametrize("family", GOLDENS)
-def test_padding_on_either_side_leaves_the_logits_as_they_are(family, logits):
-    text = GOLDENS[family]["tokens"]
+    text, at = golden["tokens"], np.asarray(golden["positions"])
     # The padding is a token of the text, as with bases whose padding token is that of the end: only segments tell.
     tokens, segments, positions = np.zeros((3, 2, len(text) + PADDING), np.int32)
     tokens[:] = text[-1]
     left, right = (0, slice(PADDING, None)), (1, slice(len(text)))
     for here in (left, right):
         tokens[here], segments[here], positions[here] = text, 1, np.arange(len(text))
-    found = logits(family, tokens, segments, positions)
+    found = logits(*load(golden, tmp_path), tokens, segments, positions)
     for here in (left, right):
-        assert_are_the_golden(family, found[here])
+        np.testing.assert_allclose(found[here][at], golden["logits"], atol=2e-5, rtol=0)

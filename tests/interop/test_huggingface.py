@@ -14,8 +14,6 @@ from jaxlora.models.quantized import dequantize, quantize
 from jaxlora.models.rotary import Rope
 from jaxlora.partition import select
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 WEIGHTS = "model.safetensors"
 QKV = ("q_proj", "k_proj", "v_proj")
 BIASES = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxlora.interop.llama_config import read_config, stop_tokens, to_json
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.rotary import Rope
 
 PLAIN = {

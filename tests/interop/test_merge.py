@@ -18,7 +18,6 @@ from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.lora_spec import MODULES, LoraSpec, module_name
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 LORA = LoraSpec(3, 6.0, targets=("q_proj", "v_proj", "down_proj"))
 DORA = LoraSpec(2, 1.5, targets=("all-linear",), layers=(1,), rslora=True, dora=True)
 OTHER_DORA = LoraSpec(2, 3.0, targets=("v_proj", "down_proj", "o_proj"), dora=True, ranks=(("o_proj", 4),))

@@ -8,7 +8,7 @@ import pytest
 
 from jaxlora.interop import peft
 from jaxlora.interop.peft_config import spec_of_sizes
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.lora_spec import MODULES, LoraSize, LoraSpec, module_names
 
 LAYERS = 3

@@ -23,7 +23,6 @@ from jaxlora.train.mesh import make_mesh, shardings
 from jaxlora.train.objective import Objective
 from tests.goldens.weights import make_weights
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 GOLDENS = Path(__file__).parents[1] / "goldens" / "peft"
 VALUES = json.loads((GOLDENS / "values.json").read_text())
 OPTIONS = sorted(path.name for path in GOLDENS.iterdir() if path.is_dir())

@@ -14,6 +14,9 @@ from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.ia3 import Ia3Spec
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptSpec, PTuningSpec
+from jaxlora.models.techniques import described
+from jaxlora.train import run_config
+from jaxlora.train.belonging import belongs_to
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "jaxlora.json")
 # What is trained, and what its directory is.
@@ -69,7 +72,7 @@ def test_exported_imported_and_exported_are_the_same_bytes(name, labels, shape, 
     adapter = random_adapter(shape, trained, labels, belongs=belongs)
     peft.write(first, adapter, small_base.name)
     line = exchange.import_adapter(str(first), str(small_base), "downstream", str(tmp_path / "run"))
-    assert line == f"config.adapters.downstream = {spec.described(workdir=str(tmp_path / 'run'))}"
+    assert line == f"config.adapters.downstream = {described(spec, workdir=str(tmp_path / 'run'))}"
     told = exchange.export_adapter(str(tmp_path / "run"), str(second))
     assert told.startswith("downstream: ") and ("a head of 3 labels" in told) == bool(labels)
     assert bytes_of(second) == bytes_of(first)
@@ -180,8 +183,8 @@ def run_of(shape, small_base, random_adapter, tmp_path_factory):
         config.base, config.select, config.active = str(small_base), "last", active
         config.adapters.clinical = {**spec_json(specs["clinical"]), "workdir": ""}
         config.adapters.downstream = adapter(2, 4.0)
-        checkpoint.write_config(str(workdir), config)
-        belongs = checkpoint.belongs_to(str(small_base), Tokenizer(small_base))
+        run_config.write(str(workdir), config)
+        belongs = belongs_to(str(small_base), Tokenizer(small_base))
         metadata = {**belongs, "adapters": {key: spec_json(spec) for key, spec in specs.items()}}
         metadata |= {"kind": "multiclass", "labels": ["a", "b", "c"], "training set": "none"}
         checkpoints = checkpoint.Checkpoints(str(workdir))

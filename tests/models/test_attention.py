@@ -20,8 +20,6 @@ from jaxlora.train import assemble
 from jaxlora.train.mesh import make_mesh
 from jaxlora.train.objective import Objective
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 HEADS, KV_HEADS, DIM = 4, 2, 8
 
 

@@ -92,7 +92,7 @@ def stand_in(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, scale, mask
 
 
 @pytest.mark.parametrize("segments, window", [(FEW, 0), (MANY, 0), (FEW, 30), (FEW, LENGTH)])
-def test_what_is_asked_of_cudnn_is_the_attention_of_xla(monkeypatch, quick_compiles, segments, window):
+def test_what_is_asked_of_cudnn_is_the_attention_of_xla(monkeypatch, segments, window):
     monkeypatch.setattr(attention_gpu, "dot_product_attention", stand_in)
     given = inputs(segments)
     found = value_and_gradients(functools.partial(attend_cudnn, window=window), *given)
@@ -100,7 +100,7 @@ def test_what_is_asked_of_cudnn_is_the_attention_of_xla(monkeypatch, quick_compi
     assert_equal_within_notes(found, wanted, segments, 1e-4, 5e-6)
 
 
-def test_a_row_of_too_many_notes_is_no_number(monkeypatch, quick_compiles):
+def test_a_row_of_too_many_notes_is_no_number(monkeypatch):
     monkeypatch.setattr(attention_gpu, "dot_product_attention", stand_in)
     segments = packed((10,) * 25, (256,))
     q, k, v, *_ = inputs(segments)

@@ -11,8 +11,6 @@ from jaxlora.models.attention import attend, on_shards
 from jaxlora.models.attention_tpu import attend_splash
 from jaxlora.train.mesh import make_mesh, traced_on
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def inputs(length, heads, kv_heads, head_dim, dtype=np.float32):
     """q, k, v, segments and a cotangent: three notes and padding behind, and a padded front and one note."""

@@ -7,8 +7,6 @@ import pytest
 
 from jaxlora.models.attention_xla import attend_xla
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def inputs(*shape, kv_heads=1, heads=2, dim=4):
     rng = np.random.default_rng(0)

@@ -11,8 +11,6 @@ from scipy.special import log_softmax
 
 from jaxlora.models.heads import ClassificationHead, next_token_nll
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 RNG = np.random.default_rng(0)
 HIDDEN = RNG.normal(size=(3, 12, 5)).astype(np.float32)
 UNEMBEDDING = RNG.normal(size=(5, 9)).astype(np.float32)

@@ -11,13 +11,12 @@ from jax.extend.core import jaxprs_in_params
 
 from jaxlora import partition
 from jaxlora.config import default
-from jaxlora.models.llama import REMAT
 from jaxlora.models.lora_spec import LoraSpec
+from jaxlora.models.remat import REMAT
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh
 from jaxlora.train.objective import Objective
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 LENGTH = 48
 SPECS = {"clinical": LoraSpec(3, 6.0), "downstream": LoraSpec(2, 2.0, targets=("v_proj", "down_proj"))}
 ACTIVE = ("clinical", "downstream")

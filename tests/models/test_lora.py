@@ -11,8 +11,6 @@ from jaxlora.models.lora import LoraLinear, column_norms, start_from_base
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.models.techniques import described
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SPECS = {"clinical": LoraSpec(3, 6.0), "downstream": LoraSpec(5, 2.5)}
 X = np.random.default_rng(1).normal(size=(2, 7, 6)).astype(np.float32)
 

@@ -8,12 +8,11 @@ from flax import nnx
 
 from jaxlora import partition
 from jaxlora.models.generate import make_generate, pad_left
-from jaxlora.models.llama import Llama, LlamaConfig
+from jaxlora.models.llama import Llama
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptSpec, PTuningSpec
 from jaxlora.train.objective import Objective
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 LLAMA_7B = LlamaConfig(vocab=32000, embed=4096, mlp=11008, layers=32, heads=32, kv_heads=32, head_dim=128)
 # Of the paper's Table 2, both bases.

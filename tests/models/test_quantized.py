@@ -18,8 +18,6 @@ from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.models.quantized import PRECISIONS, QuantizedKernel, dequantize, quantize
 from jaxlora.train.objective import Objective
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ERRORS = {"int8": (0.005, 0.01), "nf4": (0.08, 0.11)}  # of normal weights
 KERNEL = np.random.default_rng(0).normal(size=(2, 192, 24)).astype(np.float32)
 X = np.random.default_rng(1).normal(size=(3, 5, 192)).astype(np.float32)
@@ -107,7 +105,7 @@ def quantized(model: Llama, precision: str) -> Llama:
     values = {path: leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(model))}
     definition, state = nnx.split(nnx.eval_shape(lambda: Llama(shape, specs, labels, rngs=nnx.Rngs(0))))
     for path in [path for path, _ in nnx.to_flat_state(state) if path[-1] == "codes"]:
-        codes, scales = quantize(values[path[:-1]], precision)
+        codes, scales = jax.jit(quantize, static_argnums=1)(values[path[:-1]], precision)
         values |= {path: codes, (*path[:-1], "scales"): scales}
     leaves = [(path, leaf.replace(values[path])) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(definition, nnx.from_flat_state(leaves))

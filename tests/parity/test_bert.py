@@ -16,7 +16,7 @@ from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh
 from jaxlora.train.objective import Objective
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compiles")]
+pytestmark = pytest.mark.parity
 
 CLASSES, VOCAB = 3, 50
 NOTES = [np.random.default_rng(n).integers(1, VOCAB, n) for n in (5, 9, 3, 12)]

@@ -29,7 +29,6 @@ from jaxlora.train.optimizer import make_optimizer, schedule  # noqa: E402
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.usefixtures("quick_compiles"),
     # Advice of PEFT and transformers.
     *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "FutureWarning")),
 ]

@@ -25,7 +25,6 @@ from jaxlora.models.lora_spec import MODULES, LoraSpec  # noqa: E402
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.usefixtures("quick_compiles"),
     # Advice of PEFT and transformers; where a warning matters, `load_in_peft` makes it an error.
     *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "FutureWarning")),
 ]

@@ -18,7 +18,7 @@ from jaxlora.interop.llama_config import read_config  # noqa: E402
 from jaxlora.models.llama import Llama  # noqa: E402
 from jaxlora.train.mesh import make_mesh, shardings  # noqa: E402
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compiles")]
+pytestmark = pytest.mark.parity
 
 LENGTHS = (5, 13, 24)  # ascending: see `alone`
 NOTES = [np.random.default_rng(n).integers(1, 64, n) for n in LENGTHS]

@@ -32,7 +32,6 @@ from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptS
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.usefixtures("quick_compiles"),
     *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("UserWarning", "FutureWarning")),
 ]
 COUNT, LENGTH, UPDATES = 3, 9, 4

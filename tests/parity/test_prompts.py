@@ -29,7 +29,7 @@ from jaxlora.models.techniques import spec_json  # noqa: E402
 from jaxlora.train.assemble import assemble  # noqa: E402
 from jaxlora.train.mesh import make_mesh  # noqa: E402
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("quick_compiles")]
+pytestmark = pytest.mark.parity
 
 COUNT, LENGTH = 3, 9
 CASES = {

@@ -34,7 +34,7 @@ def predicted(row, task, seed):
     order = noise.permutation(120)  # every run has the notes in an order of its own
     ids, patients = np.arange(120).astype(str), (np.arange(120) // 2).astype(str)
     of_notes = (of[order] for of in (ids, patients, labels, logits))
-    return Predictions(kind, tuple(map(str, range(count))), *of_notes, NONE, NONE, NONE)
+    return Predictions(kind, tuple(map(str, range(count))), *of_notes)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from jaxlora.eval.predictions import Predictions
 from jaxlora.reproduce import replicates
 from jaxlora.reproduce.replicates import FILE, metric_of, of_run
 
-NONE = np.zeros(0, np.float32)
 
 
 def predicted(kind="multilabel", seed=0):
@@ -19,7 +18,7 @@ def predicted(kind="multilabel", seed=0):
     labels = rng.integers(2, size=(80, 3) if kind == "multilabel" else 80)
     logits = rng.normal(size=(80, 3 if kind == "multilabel" else 2)).astype(np.float32)
     names = tuple(map(str, range(logits.shape[1])))
-    return Predictions(kind, names, ids, (np.arange(80) // 2).astype(str), labels, logits, NONE, NONE, NONE)
+    return Predictions(kind, names, ids, (np.arange(80) // 2).astype(str), labels, logits)
 
 
 @pytest.fixture

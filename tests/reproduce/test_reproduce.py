@@ -15,7 +15,6 @@ from jaxlora.reproduce.work import SCORE
 from jaxlora.train import run_config
 
 CONFIG = "--config=configs/reproduce.py"
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 SIZES = {
     **{"patients": 80, "length": 48, "test": 0.4, "bert.embed": 16, "bert.mlp": 16, "bert.vocab": 300},
     **{"base.vocab": 600, "base.embed": 16, "base.mlp": 16, "base.sentences": 60, "base.others": 20, "base.times": 1},
@@ -33,7 +32,7 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def here(quick_compiles):
+def here():
     """Runs are made in this process, one after the other; `run_all` has tests of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(workers, "cores", lambda: 1)

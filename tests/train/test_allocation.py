@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 from flax import nnx
 
 from jaxlora import partition
@@ -16,7 +15,6 @@ from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer
 from jaxlora.train.step import abstract_optimizer, init_state, make_train_step
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 SPEC = AdaLoraSpec(4, 8.0, target_rank=2, start=2, end=3, interval=2)
 
 

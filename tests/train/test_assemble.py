@@ -69,3 +69,4 @@ def test_with_the_clinical_adapter_it_becomes_one_where_it_is_a_sum(trained, run
     is_dora = json.loads((run[0] / "config.json").read_text())["adapters"]["downstream"]["dora"]
     status = trained.run("export-adapter", f"--workdir={run[0]}", f"--output={tmp_path / 'one'}")
     assert status == (2 if is_dora else 0)
+    assert (tmp_path / "one" / "adapter_model.safetensors").exists() != is_dora

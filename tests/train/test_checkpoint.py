@@ -250,14 +250,6 @@ def test_a_truncated_checkpoint_of_step_1(trained, tmp_path, refused):
     assert f"{clinical / 'checkpoints'}: checkpoint {best(clinical)} cannot be restored" in line
 
 
-def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(trained, stored, tmp_path):
-    run = copy_run(trained.downstream, tmp_path / "run")
-    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
-    shutil.rmtree(run / "checkpoints" / str(steps[-1]))
-    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
-    assert_same_models(stored(run, steps[-1]), stored(trained.downstream, steps[-1]))
-
-
 def test_a_run_can_be_read_while_it_saves(trained, tmp_path):
     run = copy_run(trained.downstream, tmp_path / "run")
     saving = run / "checkpoints" / "99.orbax-checkpoint-tmp"

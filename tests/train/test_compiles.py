@@ -5,8 +5,6 @@ import pytest
 from jaxlora import pipeline, restore
 from jaxlora.train import update as train_update
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture
 def compiled(monkeypatch):

@@ -12,9 +12,10 @@ from jaxlora.models.adalora import AdaLoraSpec
 from jaxlora.models.bases import build
 from jaxlora.models.bert import BertConfig
 from jaxlora.models.ia3 import Ia3Spec
-from jaxlora.models.llama import REMAT, LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.lora_spec import MODULES, LoraSpec
 from jaxlora.models.prompt_spec import AdaptationPromptSpec, PrefixSpec, PromptSpec
+from jaxlora.models.remat import REMAT
 from jaxlora.train.flops import costs, flops, pairs
 from jaxlora.train.objective import Objective
 

@@ -1,9 +1,6 @@
 """Whole runs of (IA)^3, of AdaLoRA and of full fine-tuning: trained, resumed, evaluated, built upon, exported."""
 
-import itertools
-import os
 import runpy
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +14,6 @@ from jaxlora.interop import peft
 from jaxlora.interop.llama_config import read_config
 from jaxlora.interop.tensors import model_files
 from jaxlora.train import update as train_update
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @pytest.fixture
@@ -40,23 +35,6 @@ def config_of(small):
 
 def trained_parts(stored, run):
     return {name: value for name, value in stored(run)["model"].items() if "/clinical/" in name}
-
-
-def stop_at(patch, number):
-    """Sends SIGTERM to this process at an update."""
-    real = train_update.make_train_step
-
-    def make(*arguments):
-        step, count = real(*arguments), itertools.count(1)
-
-        def counted(*values):
-            if next(count) == number:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(*values)
-
-        return counted
-
-    patch.setattr(train_update, "make_train_step", make)
 
 
 def test_ia3_is_trained_and_carries_a_lora_and_is_merged(config_of, stored, tmp_path):
@@ -85,14 +63,13 @@ def test_ia3_is_trained_and_carries_a_lora_and_is_merged(config_of, stored, tmp_
 
 
 def test_adalora_in_parts_stopped_and_resumed_ends_in_the_same_bits_and_at_its_target(
-    config_of, stored, small, tmp_path, monkeypatch
+    config_of, stored, small, tmp_path, sigterm_at
 ):
     config = config_of("clinical", adalora(6, 2, 12, end=1))
     config.accumulate = 2
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     pipeline.train_run(config, str(whole))
-    with monkeypatch.context() as patch:
-        stop_at(patch, 4)
+    with sigterm_at(train_update, "make_train_step", 4):
         pipeline.train_run(config, str(halves))
     assert stored(halves)["optimizer"]["1/count"] == 4 < stored(whole)["optimizer"]["1/count"]
     pipeline.train_run(config, str(halves))
@@ -117,7 +94,7 @@ def test_a_budget_that_has_no_updates_to_fall_in(config_of, tmp_path):
         pipeline.train_run(config_of("clinical", adalora(start=900, end=100)), str(tmp_path / "run"))
 
 
-def test_full_fine_tuning_trains_the_base_and_evaluates_it(config_of, stored, small, tmp_path, monkeypatch):
+def test_full_fine_tuning_trains_the_base_and_evaluates_it(config_of, stored, small, tmp_path, sigterm_at):
     config, run, halves = config_of("full"), tmp_path / "run", tmp_path / "halves"
     config.learning_rate, config.dtype = 1e-3, "bfloat16"
     pipeline.train_run(config, str(run))
@@ -125,8 +102,7 @@ def test_full_fine_tuning_trains_the_base_and_evaluates_it(config_of, stored, sm
     assert after["embedding"].dtype == np.float32  # in bfloat16, most of an update would be lost
     old = before.read("model.layers.1.mlp.up_proj.weight").T
     assert np.mean(after["blocks/up_proj/kernel"][1] != old) > 0.99 and "head/kernel" in after
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
+    with sigterm_at(train_update, "make_train_step", 3):
         pipeline.train_run(config, str(halves))
     pipeline.train_run(config, str(halves))
     resumed = stored(halves)["model"]

@@ -9,7 +9,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from jaxlora.config import adalora, adapter, default
-from jaxlora.models.llama import REMAT, LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
+from jaxlora.models.remat import REMAT
 from jaxlora.train.assemble import abstract, model_shape
 from jaxlora.train.memory import activation_bytes, in_gib, state_bytes
 from jaxlora.train.mesh import make_mesh

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -26,8 +24,6 @@ from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer
 from jaxlora.train.rules import RULES
 from jaxlora.train.step import init_state, make_train_step
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def digest(state) -> str:
@@ -94,16 +90,9 @@ def one(base):
 
 
 @pytest.fixture(scope="module")
-def many(base):
+def many(base, pretended):
     """What two, four and eight devices did, by mesh, in a process of their own."""
-    root = Path(__file__).parents[2]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, __file__, base],
-        env={**os.environ, **flags, "PYTHONPATH": str(root), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, __file__, base], env=pretended(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -8,8 +8,6 @@ from scipy.special import expit, log_softmax
 
 from jaxlora.train.objective import Objective, balanced_weights
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(2, 3, 4)).astype(np.float32)
 NOTES = np.asarray([[4, 1, 0], [2, 0, 0]])

@@ -11,8 +11,6 @@ from jaxlora.errors import UserError
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.train.optimizer import make_optimizer, schedule
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def test_rate_rises_to_the_peak_and_falls_to_zero():
     rate = schedule(1.0, updates=100, warmup=0.1, decay="linear")

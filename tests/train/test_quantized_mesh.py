@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,8 +14,6 @@ from jaxlora.config import adapter, default
 from jaxlora.interop import huggingface
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import make_mesh, traced_on
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 ROWS = np.arange(1, 33).reshape(4, 8) % 32, np.ones((4, 8), np.int32), np.tile(np.arange(8), (4, 1))
 
@@ -52,20 +48,9 @@ def one(base):
 
 
 @pytest.fixture(scope="module")
-def four(base):
+def four(base, pretended):
     """What four devices did, two by two, in a process of their own."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, __file__, base],
-        env={
-            **os.environ,
-            **flags,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, __file__, base], env=pretended(4), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,7 +1,6 @@
 """A run that was killed and started again ends in the same bits; one that diverges stops and keeps what was good."""
 
 import errno
-import itertools
 import json
 import os
 import re
@@ -85,12 +84,10 @@ def test_sigterm_saves_and_ends_well_and_the_run_goes_on_in_the_same_bits(traine
 
 
 @pytest.mark.parametrize("made", ["make_train_step", "make_predict_step"])
-def test_a_validation_that_sigterm_left_out_is_made_up_for(trained, stored, tmp_path, monkeypatch, made):
+def test_a_validation_that_sigterm_left_out_is_made_up_for(trained, stored, tmp_path, sigterm_at, made):
     """The signal comes at an update that is to be validated, or in the middle of its validation."""
     run, module = tmp_path / "run", train_update if made == "make_train_step" else pipeline
-    with monkeypatch.context() as patch:
-        # Each validation has three batches.
-        raise_after(patch, module, made, 6 if module is train_update else 3 + 2)
+    with sigterm_at(module, made, 6 if module is train_update else 3 + 2):  # each validation has three batches
         assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
     assert steps_of(run)[-1] == 6
     assert [line["step"] for line in log_of(run) if "validation/auroc" in line] == [3]
@@ -98,14 +95,13 @@ def test_a_validation_that_sigterm_left_out_is_made_up_for(trained, stored, tmp_
     assert_same_run(run, trained.downstream, stored)
 
 
-def test_the_last_validation_that_sigterm_left_out_adds_its_score_alone(trained, stored, tmp_path, monkeypatch, capfd):
+def test_the_last_validation_that_sigterm_left_out_adds_its_score_alone(trained, stored, tmp_path, sigterm_at, capfd):
     """The checkpoint is the only one of its update: no moment of the second run may leave none."""
     run, said = tmp_path / "run", "SIGTERM left out the validation of update 14, the last; the same command makes it up"
     command = ("train", *trained.flags("frozen_downstream"), f"--workdir={run}")
     times, capture = [], lambda: capfd.readouterr().err
     for calls in (4 * 3 + 2, 2):  # in the last of five validations, and in the one that makes up for it
-        with monkeypatch.context() as patch:
-            raise_after(patch, pipeline, "make_predict_step", calls)
+        with sigterm_at(pipeline, "make_predict_step", calls):
             assert trained.run(*command) == 0
         assert lines_of(capture()) == [f"jaxlora: {said}"]
         assert score_of(run, 14) == UNSCORED
@@ -146,23 +142,6 @@ def test_sigterm_while_features_are_kept(trained, tmp_path, monkeypatch, capfd):
     assert steps_of(run) == []
 
 
-def raise_after(patch, module, made, calls):
-    """Sends SIGTERM to this process when what `module.made` makes was called so often."""
-    real = getattr(module, made)
-
-    def make(*arguments):
-        function, count = real(*arguments), itertools.count(1)
-
-        def signalled(*values):
-            if next(count) == calls:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return function(*values)
-
-        return signalled
-
-    patch.setattr(module, made, make)
-
-
 FULL = """
 save = Checkpoints.save
 
@@ -198,73 +177,60 @@ def test_an_error_of_something_else_is_not_told_as_a_failed_save(trained, tmp_pa
     assert line == "jaxlora: Broken pipe"
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(trained, stored, tmp_path, monkeypatch):
-    """What is saved is the state of its update, although the next updates are given its memory."""
-    run, kept = tmp_path / "run", {}
-    save = Checkpoints.save
+@pytest.fixture(scope="module")
+def watched(trained, tmp_path_factory):
+    """A run that keeps its last three checkpoints, and by checkpoint what was to be saved and what was logged then."""
+    run, kept, save = tmp_path_factory.mktemp("watched"), {}, Checkpoints.save
 
     def copying(self, step, model, *rest, **named):
-        kept[step] = {path: np.array(leaf[...]) for path, leaf in nnx.to_flat_state(model)}
+        parameters = {path: np.array(leaf[...]) for path, leaf in nnx.to_flat_state(model)}
+        kept[step] = parameters, [line["step"] for line in log_of(run) if "loss" in line]
         save(self, step, model, *rest, **named)
 
-    monkeypatch.setattr(Checkpoints, "save", copying)
-    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
+    flags = [*trained.flags("frozen_downstream"), "--config.keep.last=3", "--config.keep.best=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", copying)
+        assert trained.run("train", *flags, f"--workdir={run}") == 0
+    return run, kept
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(watched, stored):
+    """What is saved is the state of its update, although the next updates are given its memory."""
+    run, kept = watched
     for step in steps_of(run):
         found = stored(run, step)["model"]
-        for path, value in kept[step].items():
+        for path, value in kept[step][0].items():
             assert found["/".join(path)].tobytes() == value.tobytes()
 
 
-def test_as_many_checkpoints_stay_as_the_config_says(trained, tmp_path):
-    run = tmp_path / "run"
-    flags = [*trained.flags("frozen_downstream"), "--config.keep.last=3", "--config.keep.best=0"]
-    assert trained.run("train", *flags, f"--workdir={run}") == 0
-    assert steps_of(run) == [9, 12, 14]
+def test_as_many_checkpoints_stay_as_the_config_says(watched):
+    assert steps_of(watched[0]) == [9, 12, 14]
 
 
-def test_a_run_interrupted_between_checkpoints_ends_in_the_same_bits(trained, stored, tmp_path, monkeypatch):
+def test_the_log_is_on_the_disk_before_the_checkpoint(watched):
+    assert {step: logged for step, (_, logged) in watched[1].items()} == {
+        step: list(range(1, step + 1)) for step in (3, 6, 9, 12, 14)
+    }
+
+
+def test_a_run_interrupted_between_checkpoints_ends_in_the_same_bits(trained, stored, tmp_path, around_calls):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 7)
+    with around_calls(train_update, "make_train_step", interrupted_at(8)):
         assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 130
     assert steps_of(run)[-1] == 6 and steps_of(trained.downstream)[-1] > 7
     assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 0
-    assert_same_end(run, trained.downstream, stored)
-    assert log_of(run) == log_of(trained.downstream)
+    assert_same_run(run, trained.downstream, stored)
 
 
-def interrupt_after(patch, updates):
-    """Makes the run stop as by Ctrl-C when it has made so many updates."""
-    real = train_update.make_train_step
+def interrupted_at(update):
+    """A run in which Ctrl-C comes right before an update."""
 
-    def make(*arguments):
-        step, made = real(*arguments), []
-
-        def interrupted(*values):
-            if len(made) == updates:
-                raise KeyboardInterrupt
-            made.append(True)
-            return step(*values)
-
-        return interrupted
-
-    patch.setattr(train_update, "make_train_step", make)
-
-
-def test_the_log_is_on_the_disk_before_the_checkpoint(trained, tmp_path, monkeypatch):
-    run, save, seen = tmp_path / "run", Checkpoints.save, []
-
-    def checked(self, step, *arguments, **named):
-        seen.append((step, [line["step"] for line in log_of(run) if "loss" in line]))
-        if len(seen) == 2:
+    def around(number, call):
+        if number == update:
             raise KeyboardInterrupt
-        save(self, step, *arguments, **named)
+        return call()
 
-    monkeypatch.setattr(Checkpoints, "save", checked)
-    assert trained.run("train", *trained.flags("frozen_downstream"), f"--workdir={run}") == 130
-    assert [step for step, _ in seen] == [3, 6]
-    for step, logged in seen:
-        assert logged == list(range(1, step + 1))
+    return around
 
 
 def test_what_was_logged_after_the_checkpoint_is_dropped(tmp_path):
@@ -283,17 +249,17 @@ def test_what_was_logged_after_the_checkpoint_is_dropped(tmp_path):
         (3, "validation score is nan at update 3; no checkpoint was made before"),
     ],
 )
-def test_divergence_names_the_update(trained, tmp_path, monkeypatch, refused, update, message):
+def test_divergence_names_the_update(trained, tmp_path, around_calls, refused, update, message):
     run = tmp_path / "run"
-    poison_update(monkeypatch, update)
-    assert message in refused("train", *trained.flags("frozen_downstream"), f"--workdir={run}")
+    with around_calls(train_update, "make_train_step", poisoned_at(update)):
+        assert message in refused("train", *trained.flags("frozen_downstream"), f"--workdir={run}")
     assert steps_of(run) == []
 
 
-def test_divergence_keeps_the_last_good_checkpoint(trained, tmp_path, monkeypatch, refused):
+def test_divergence_keeps_the_last_good_checkpoint(trained, tmp_path, around_calls, refused):
     run = tmp_path / "run"
-    poison_update(monkeypatch, 5)
-    line = refused("train", *trained.flags("frozen_downstream"), f"--workdir={run}")
+    with around_calls(train_update, "make_train_step", poisoned_at(5)):
+        line = refused("train", *trained.flags("frozen_downstream"), f"--workdir={run}")
     assert "is nan at update 6; checkpoint 3 is kept" in line
     assert steps_of(run) == [3]
     assert trained.run("evaluate", f"--workdir={run}") == 0
@@ -301,20 +267,13 @@ def test_divergence_keeps_the_last_good_checkpoint(trained, tmp_path, monkeypatc
     assert logits.size and np.isfinite(logits).all()
 
 
-def poison_update(patch, number):
-    """Makes every parameter NaN at the end of an update."""
-    real = train_update.make_train_step
+def poisoned_at(update):
+    """A run in which every parameter is NaN at the end of an update."""
 
-    def make(*arguments):
-        step, made = real(*arguments), []
+    def around(number, call):
+        state, metrics = call()
+        if number == update:
+            state = state._replace(params=jax.tree.map(lambda x: x * np.float32("nan"), state.params))
+        return state, metrics
 
-        def poisoned(*values):
-            state, metrics = step(*values)
-            made.append(True)
-            if len(made) == number:
-                state = state._replace(params=jax.tree.map(lambda x: x * np.float32("nan"), state.params))
-            return state, metrics
-
-        return poisoned
-
-    patch.setattr(train_update, "make_train_step", make)
+    return around

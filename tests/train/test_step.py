@@ -9,14 +9,13 @@ import pytest
 from flax import nnx
 
 from jaxlora import partition
-from jaxlora.models.llama import Llama, LlamaConfig
+from jaxlora.models.llama import Llama
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.models.lora_spec import LoraSpec
 from jaxlora.train.mesh import make_mesh, replicated
 from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer
 from jaxlora.train.step import TrainState, abstract_optimizer, init_state, make_train_step
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 RNG = np.random.default_rng(0)
 # Rows of two notes, of one, and of none, so that parts of a batch differ in what they weigh.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlora.config import adapter, default
-from jaxlora.models.llama import LlamaConfig
+from jaxlora.models.llama_shape import LlamaConfig
 from jaxlora.train import peak, throughput
 from jaxlora.train.assemble import adapter_specs
 from jaxlora.train.flops import costs

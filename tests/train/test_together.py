@@ -15,8 +15,6 @@ from jaxlora.train.optimizer import make_optimizer
 from jaxlora.train.step import init_state, make_train_step
 from jaxlora.train.together import Clock, Together, make_settings, template_config
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def make_config(seed, accumulate, technique, **fields):
     config = default()
