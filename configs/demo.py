@@ -36,6 +36,6 @@ def get_config() -> ConfigDict:
     config.demo.base.times = 8  # how often each word is listed
     config.demo.base.learning_rate, config.demo.base.epochs, config.demo.base.batch_size = 5e-3, 3, 4
 
-    config.demo.clinical = ConfigDict({"learning_rate": 4e-3, "epochs": 2, "batch_size": 4})
-    config.demo.downstream = ConfigDict({"learning_rate": 2e-3, "epochs": 7, "batch_size": 4})
+    config.demo.clinical = ConfigDict({"learning_rate": 8e-3, "epochs": 2, "batch_size": 4})
+    config.demo.downstream = ConfigDict({"learning_rate": 1e-3, "epochs": 7, "batch_size": 4})
     return config

@@ -15,7 +15,6 @@ from jaxlora.eval.predictions import Predictions
 from jaxlora.eval.scaling import platt, straightened
 
 
-
 def predicted(kind, seed=0, notes=400):
     truth, rng = np.random.default_rng(9), np.random.default_rng(seed)
     count = {"binary": 2, "multiclass": 4, "multilabel": 5}[kind]

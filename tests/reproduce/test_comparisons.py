@@ -18,7 +18,6 @@ from jaxlora.reproduce.tables import TABLES, TASK_COLUMNS, TASKS, TECHNIQUE_COLU
 from jaxlora.reproduce.work import SCORE
 
 LINES = {line.name: line for line in TABLES[3].rows}
-NONE = np.zeros(0, np.float32)
 SKILL = {"head_only": 0.2, "lora": 1.5, "frozen": 0.4}
 COUNTS = {"pmv": ("binary", 2), "mor": ("binary", 2), "los": ("multiclass", 4), "diag": ("multilabel", 5)}
 COUNTS["proc"] = COUNTS["diag"]
@@ -107,7 +106,7 @@ def test_perplexities_are_compared_as_a_ratio(tmp_path):
         line = next(line for line in TABLES[2].rows if line.name == name)
         job = Job(line, "", 0, ConfigDict({"mode": "correct"}), tmp_path / name)
         nll[name] = tokens * (1 + worse + 0.01 * rng.normal(size=40)).astype(np.float32)
-        Predictions("lm", (), ids, ids, NONE, NONE, nll[name], nll[name], tokens).save(
+        Predictions("lm", (), ids, ids, nll=nll[name], base_nll=nll[name], tokens=tokens).save(
             job.folder / "predictions-test.npz"
         )
         cells = {"test_ppl": {"value": 3.0, "low": 2.0, "high": 4.0}, "seconds": {"value": 3.0}}

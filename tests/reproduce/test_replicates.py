@@ -12,7 +12,6 @@ from jaxlora.reproduce import replicates
 from jaxlora.reproduce.replicates import FILE, metric_of, of_run
 
 
-
 def predicted(kind="multilabel", seed=0):
     rng, ids = np.random.default_rng(seed), np.arange(80).astype(str)
     labels = rng.integers(2, size=(80, 3) if kind == "multilabel" else 80)
