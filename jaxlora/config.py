@@ -5,8 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Logical axis of a parameter -> the mesh axis that it is laid over, or "" for none.
-RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "layers": "", "rank": "", "labels": ""}
+from jaxlora.mesh_rules import RULES
 
 
 def default() -> ConfigDict:

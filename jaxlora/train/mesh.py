@@ -15,10 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxlora.config import RULES
 from jaxlora.errors import UserError
+from jaxlora.mesh_rules import MESH_AXES, RULES, check_rules, mesh_axes
 from jaxlora.models.layout import BATCH
-from jaxlora.train.rules import MESH_AXES, check_rules, mesh_axes
 
 _KERNELS = {
     "q_proj": ("embed", "heads"),

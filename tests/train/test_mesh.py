@@ -18,11 +18,11 @@ from jaxlora import partition
 from jaxlora.config import adapter, default
 from jaxlora.errors import UserError
 from jaxlora.interop import huggingface
+from jaxlora.mesh_rules import RULES
 from jaxlora.train.assemble import assemble
 from jaxlora.train.mesh import check_batch, make_mesh, put_batch, shardings
 from jaxlora.train.objective import Objective
 from jaxlora.train.optimizer import make_optimizer
-from jaxlora.train.rules import RULES
 from jaxlora.train.step import init_state, make_train_step
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from jaxlora.config import RULES
 from jaxlora.errors import UserError, nearest
 
+# Logical axis of a parameter -> the mesh axis that it is laid over, or "" for none.
+RULES = {"vocab": "tensor", "embed": "fsdp", "heads": "tensor", "mlp": "tensor", "layers": "", "rank": "", "labels": ""}
 MESH_AXES = ("data", "fsdp", "tensor")
 
 
