@@ -19,9 +19,10 @@ from jaxlora.config import field_of
 from jaxlora.data import builders
 from jaxlora.errors import UserError, one_of
 from jaxlora.programs import programs
-from jaxlora.reproduce import html, latex, markdown, searches, small
+from jaxlora.reproduce import latex, markdown, searches, small
 from jaxlora.reproduce.collect import row_of
 from jaxlora.reproduce.comparisons import compared
+from jaxlora.reproduce.page import html
 from jaxlora.reproduce.results import Table
 from jaxlora.reproduce.runs import SCALES, Job, clinical_line, jobs_of, needs_clinical
 from jaxlora.reproduce.tables import BASES, TABLES, TASKS, PaperRow, PaperTable

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxlora.reproduce.curves import Losses
+from jaxlora.reproduce.page.curves import Losses
+from jaxlora.reproduce.page.svg import SERIES, Panel, ticks
 from jaxlora.reproduce.results import Table, TableRow
-from jaxlora.reproduce.svg import SERIES, Panel, ticks
 from jaxlora.reproduce.tables import BASES, TABLES
 
 

@@ -9,13 +9,13 @@ from html import escape
 from pathlib import Path
 
 from jaxlora import files
-from jaxlora.reproduce import curves, figures, forests, groups
 from jaxlora.reproduce.cells import about_cells, about_pairs, compared, told, words
-from jaxlora.reproduce.figures import Figure
-from jaxlora.reproduce.rankings import rankings
+from jaxlora.reproduce.page import curves, figures, forests, groups
+from jaxlora.reproduce.page.figures import Figure
+from jaxlora.reproduce.page.rankings import rankings
+from jaxlora.reproduce.page.risks import risks
+from jaxlora.reproduce.page.style import STYLE
 from jaxlora.reproduce.results import PASS, Cell, Column, Difference, Table, TableRow
-from jaxlora.reproduce.risks import risks
-from jaxlora.reproduce.style import STYLE
 
 # The browser itself refuses whatever would leave the file.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"

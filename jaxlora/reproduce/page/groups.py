@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxlora.eval.subgroups import LEAST, Group
-from jaxlora.reproduce.figures import Figure, names_of
+from jaxlora.reproduce.page.figures import Figure, names_of
+from jaxlora.reproduce.page.svg import Panel, ticks
 from jaxlora.reproduce.results import Table
-from jaxlora.reproduce.svg import Panel, ticks
 
 _LINE, _HEADING = 20, 1.2  # the height of a group, and of the heading of an attribute, in groups
 

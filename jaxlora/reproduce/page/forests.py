@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Sequence
 
 from jaxlora.reproduce.cells import compared, told
-from jaxlora.reproduce.figures import Figure, names_of, short, with_heading
+from jaxlora.reproduce.page.figures import Figure, names_of, short, with_heading
+from jaxlora.reproduce.page.svg import WIDTH, Panel, ticks
 from jaxlora.reproduce.results import Cell, Column, Pair, Table, TableRow
-from jaxlora.reproduce.svg import WIDTH, Panel, ticks
 
 # The height of a line, its title with its interval below, and of the heading of a base, in lines.
 _LINE, _HEADING = 34, 0.7

@@ -12,12 +12,12 @@ from jaxlora.data import builders
 from jaxlora.data.examples import Example, Task
 from jaxlora.eval import subgroups
 from jaxlora.eval.predictions import load
-from jaxlora.reproduce import curves
-from jaxlora.reproduce.figures import perplexities, series_of
-from jaxlora.reproduce.groups import subgroups as of_groups
-from jaxlora.reproduce.rankings import rankings
+from jaxlora.reproduce.page import curves
+from jaxlora.reproduce.page.figures import perplexities, series_of
+from jaxlora.reproduce.page.groups import subgroups as of_groups
+from jaxlora.reproduce.page.rankings import rankings
+from jaxlora.reproduce.page.risks import risks
 from jaxlora.reproduce.results import Cell, TableRow
-from jaxlora.reproduce.risks import risks
 
 
 def with_seeds(outcomes, names=("lora", "tfidf")):

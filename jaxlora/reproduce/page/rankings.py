@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from jaxlora.eval.curves import GRID, Curves, by_frequency
-from jaxlora.reproduce.curves import ByRow
-from jaxlora.reproduce.figures import Figure, Series, over_seeds, series_of
+from jaxlora.reproduce.page.curves import ByRow
+from jaxlora.reproduce.page.figures import Figure, Series, over_seeds, series_of
+from jaxlora.reproduce.page.svg import Panel, ticks
 from jaxlora.reproduce.results import Column, Table
-from jaxlora.reproduce.svg import Panel, ticks
 
 _QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 _FREQUENCY = (

@@ -6,10 +6,10 @@ import numpy as np
 
 from jaxlora.eval.calibration import ece
 from jaxlora.eval.curves import GIVEN, Risks, probabilities
-from jaxlora.reproduce.curves import ByRow
-from jaxlora.reproduce.figures import Figure, Series, over_seeds, series_of
+from jaxlora.reproduce.page.curves import ByRow
+from jaxlora.reproduce.page.figures import Figure, Series, over_seeds, series_of
+from jaxlora.reproduce.page.svg import Panel, ticks
 from jaxlora.reproduce.results import Table
-from jaxlora.reproduce.svg import Panel, ticks
 
 _WEIGHTED = "Weighted classes, the default, make a score too high for the rare one."
 _RELIABILITY = (

@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from jaxlora.reproduce import html
-from jaxlora.reproduce.forests import differences, forest
-from jaxlora.reproduce.html import page, write
+from jaxlora.reproduce.page import html
+from jaxlora.reproduce.page.forests import differences, forest
+from jaxlora.reproduce.page.html import page, write
 from jaxlora.reproduce.results import PASS, Cell
 
 # The figures of the page without a name or a size, or beyond the screen.
