@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxlora: a path on gs:// needs gcsfs: pip install gcsfs", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\njaxlora: interrupted; `train` and `prepare` go on from there", file=sys.stderr)
+        print("\njaxlora: interrupted; `prepare`, `train`, `sweep` and `reproduce` go on from there", file=sys.stderr)
         return 130
 
 

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
@@ -47,10 +48,18 @@ def run_all(function: Callable, jobs: Mapping[Hashable, tuple]) -> Iterator[tupl
 
 
 def _start(cache: str, halves: multiprocessing.SimpleQueue) -> None:
-    """Gives a process cores of its own, for two XLA programs on the same cores run at a fraction of their speed; and
-    keeps its bars and tables off the terminal that both share."""
+    """Gives a process cores of its own, for two XLA programs on the same cores run at a fraction of their speed; keeps
+    its bars and tables off the terminal that both share; and ends it where the process that it works for has ended."""
     import jax
 
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     os.sched_setaffinity(0, halves.get())
     jax.config.update("jax_compilation_cache_dir", cache)
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """Ends this process when its parent has been killed: it would train on, into folders that the next command uses,
+    and then wait for work for ever."""
+    parent.join()
+    os._exit(1)

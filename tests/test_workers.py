@@ -1,6 +1,8 @@
 """Jobs that are shared by two processes."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -40,3 +42,50 @@ def test_the_failure_of_a_job_is_raised_and_no_other_begins(tmp_path):
     with pytest.raises(ValueError, match="thirteen"):
         list(workers.run_all(write, jobs))
     assert len(list(tmp_path.iterdir())) < 12
+
+
+def sleep(folder):
+    (folder / str(os.getpid())).touch()
+    time.sleep(60)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from jaxlora import workers
+from test_workers import sleep
+
+if __name__ == "__main__":
+    list(workers.run_all(sleep, {number: (Path(sys.argv[1]),) for number in range(4)}))
+"""
+
+
+def test_the_workers_of_a_process_that_is_stopped_end_too(tmp_path):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("jobs are not shared on one core")
+    script, begun = tmp_path / "killed.py", tmp_path / "begun"
+    script.write_text(KILLED)
+    begun.mkdir()
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    environment = os.environ | {"PYTHONPATH": path}
+    parent = subprocess.Popen([sys.executable, script, begun], env=environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(list(begun.iterdir())) == 2)
+    parent.terminate()
+    parent.wait()
+    wait_until(lambda: not any(alive(int(worker.name)) for worker in begun.iterdir()))
+
+
+def wait_until(happened, seconds=30):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(process):
+    """Whether a process is there and is more than an entry that its new parent has not looked at."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

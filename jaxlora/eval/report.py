@@ -72,18 +72,24 @@ def _first(rows: dict[str, list[EvaluatedRun]]) -> EvaluatedRun:
 
 
 def _adapted(corpora: list[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
-    """Returns the language-model runs by their active adapters; the members of a sweep each."""
+    """Returns the language-model runs by their active adapters, by what these are where they are of several kinds, and
+    by base where there are several; the members of a sweep each."""
     rows: dict[str, list[EvaluatedRun]] = {}
+    several = len({run.technique for run in corpora}) > 1
     for run in corpora:
-        rows.setdefault(", ".join(["+".join(run.active), *([run.member] if run.member else [])]), []).append(run)
+        parts = ["+".join(run.active), run.technique if several else "", run.base_name, run.member]
+        rows.setdefault(", ".join(filter(None, parts)), []).append(run)
     return rows
 
 
 def _perplexity(adapted: dict[str, list[EvaluatedRun]]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for name, runs in adapted.items():
-        for values in (metrics.evaluate(run.predictions) for run in runs):
-            found.setdefault("base", []).append(values["base_perplexity"])
+        for run in runs:
+            values = metrics.evaluate(run.predictions)
+            found.setdefault(f"base, {run.base_name}" if run.base_name else "base", []).append(
+                values["base_perplexity"]
+            )
             found.setdefault(name, []).append(values["perplexity"])
     return {name: float(np.mean(of)) for name, of in found.items()}
 

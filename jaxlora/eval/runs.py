@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ _TECHNIQUES = {
 @dataclasses.dataclass(frozen=True)
 class EvaluatedRun:
     """One evaluated run: its dataset, its active adapters, the title of its row, its predictions, its log, its name as
-    a member of a sweep, the directory of its base, and, of an outcome, its predictions for validation notes, if any."""
+    a member of a sweep, the directory of its base, of an outcome its predictions for validation notes, if any, what
+    its active adapters are, and, where there are several bases, what its own is called."""
 
     dataset: str
     active: tuple[str, ...]
@@ -38,11 +39,13 @@ class EvaluatedRun:
     member: str = ""
     base: str = ""
     validation: Predictions | None = None
+    technique: str = ""
+    base_name: str = ""
 
 
 def find_runs(folder: str | Path, split: str = "test") -> list[EvaluatedRun]:
     """Returns every evaluated run under `folder`, in the order of the rows of the paper's tables. Where there are
-    several bases, each row names its own.
+    several bases, each row names its own, and where a row was run on adapters of several kinds, it names these.
 
     Raises:
       UserError: there is none, or a file of one is missing or damaged.
@@ -52,10 +55,18 @@ def find_runs(folder: str | Path, split: str = "test") -> list[EvaluatedRun]:
         raise UserError(f"--workdir: no evaluated run under {folder}; run `jaxlora evaluate` on one first")
     order = [row.title.replace("LLaMA", name) for names in _FAMILIES for row in ROWS.values() for name in names]
     runs = sorted(runs, key=lambda run: (run.dataset, order.index(run.row) if run.row in order else len(order)))
+    kinds: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        kinds.setdefault((run.dataset, run.row), set()).add(run.technique)
+    runs = [
+        dataclasses.replace(run, row=f"{run.row}, {run.technique}") if len(kinds[run.dataset, run.row]) > 1 else run
+        for run in runs
+    ]
     bases = _short({run.base for run in runs if run.base})
     if len(bases) < 2:
         return runs
-    return [dataclasses.replace(run, row=f"{run.row}, {bases[run.base]}") if run.base else run for run in runs]
+    named = ((run, bases.get(run.base, "")) for run in runs)
+    return [dataclasses.replace(run, row=f"{run.row}, {of}", base_name=of) if of else run for run, of in named]
 
 
 def title(config: Mapping[str, Any]) -> str:
@@ -65,12 +76,18 @@ def title(config: Mapping[str, Any]) -> str:
       UserError: the base is here and its config.json is damaged.
     """
     active, adapters = tuple(config["active"]), config["adapters"]
-    technique = next((adapters[name].get("technique", "lora") for name in active if name in adapters), "lora")
+    techniques = [*_techniques(active, adapters), "LoRA"]
     row, family = (
         title_of(active, tuple(config["trainable"]), tuple(adapters)),
         _family(config.get("base", ""), adapters),
     )
-    return row.replace("LLaMA", family).replace("LoRA", _TECHNIQUES.get(technique, "LoRA"))
+    return row.replace("LLaMA", family).replace("LoRA", techniques[0])
+
+
+def _techniques(active: Sequence[str], adapters: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns what each active adapter is."""
+    given = [adapters[name].get("technique", "lora") for name in active if name in adapters]
+    return [_TECHNIQUES.get(technique, "LoRA") for technique in given]
 
 
 def _family(base: str, adapters: Mapping[str, Mapping[str, Any]]) -> str:
@@ -95,6 +112,7 @@ def _read(predictions: Path) -> EvaluatedRun:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         dataset, active, row = config["data"]["name"], tuple(config["active"]), title(config)
+        technique = " + ".join(_techniques(active, config["adapters"]))
         path = predictions.parent / "log.jsonl"
         log = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         path, member = sweep, predictions.parent.name
@@ -114,4 +132,5 @@ def _read(predictions: Path) -> EvaluatedRun:
         member,
         config.get("base", ""),
         load(held_out) if held_out.exists() else None,
+        technique,
     )

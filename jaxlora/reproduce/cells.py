@@ -98,7 +98,7 @@ def about_pairs(table: Table) -> str:
     if table.number == 3:
         text += " Fused is ++ Downstream with both adapters in the forward pass; as published, the second one is inert."
     if len(table.seeds) > 1:
-        text += " Both rows are means over the seeds."
+        text += " Rows are means over their seeds."
     if any(difference.delong is not None for pair in table.pairs for difference in pair.differences):
         first = " of the first seed" if len(table.seeds) > 1 else ""
         text += f" DeLong's p{first} takes notes to be independent and is not corrected."

@@ -106,7 +106,7 @@ def _filled(
     if samples:
         unit = 100 if column.unit == "percent" else 1
         low, high = (unit * end for end in uncertainty.interval(uncertainty.average(samples)))
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 and column.unit != "count" else None
     verdict = verdict_of(column, value, low, high, theirs) if judged else ""
     return dataclasses.replace(cell, value=value, low=low, high=high, runs=len(values), sd=sd, verdict=verdict)
 

@@ -21,7 +21,8 @@ def compared(
     """Returns the pairs of which both rows were run, with their differences in every column that has intervals.
 
     Args:
-      jobs: the finished runs of each row, by its name; of two rows that are compared of the same seeds.
+      jobs: the finished runs of each row, by its name; of two rows that are compared of the same seeds, but for
+        TF-IDF, which has one run.
 
     Raises:
       UserError: two runs were evaluated on other notes.

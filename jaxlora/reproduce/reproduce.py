@@ -5,6 +5,7 @@ one without is trained, or goes on from its last checkpoint. So a table grows by
 `config.search` each cell is searched before (`searches.py`).
 """
 
+import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -116,6 +117,8 @@ def _chosen(
     one_of("--scale", scale, SCALES)
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}; give 1 or more")
+    if config.resamples < 1:
+        raise UserError(f"config.resamples is {config.resamples}; it must be 1 or more")
     names = [line.name for line in paper.rows]
     for name in rows:
         one_of("--rows", name, names)
@@ -126,9 +129,26 @@ def _chosen(
             raise UserError("--tasks: Table 2 is of step 1 and has no tasks; leave it out")
     else:
         tasks = tuple(name for name in TASKS if name in tasks or not tasks)
+        if "pmv" in tasks and scale == "demo" and config.mode == "paper":
+            raise UserError(
+                "--tasks: pmv in mode paper has BEEP's labels, of which a generated cohort has none; give "
+                "--tasks=mor,los,diag,proc"
+            )
     if config.search.method:
         searches.check(config, number)
-    return paper, tuple(line for line in paper.rows if line.name in rows or not rows), tuple(tasks)
+    return paper, _lines(paper, rows), tuple(tasks)
+
+
+def _lines(paper: PaperTable, rows: Sequence[str]) -> tuple[PaperRow, ...]:
+    """Returns the lines of a table that were asked for, all for (). One that is put on a line which is not among them
+    has that one's title too, as it would else be read as put on whatever stands above it."""
+    found, upon = [], None
+    for line in paper.rows:
+        upon = line if line.title.startswith("+ ") else upon
+        if line.name in rows or not rows:
+            alone = line.title.startswith("++") and rows and upon.name not in rows
+            found.append(dataclasses.replace(line, title=f"{upon.title} {line.title}") if alone else line)
+    return tuple(found)
 
 
 def _not_run(config: ConfigDict, line: PaperRow) -> str:
@@ -204,11 +224,23 @@ def _missing(jobs: Sequence[Job], done: str, what: str, workdir: Path) -> dict[s
 def _beside(
     config: ConfigDict, scale: str, paper: PaperTable, tasks: tuple[str, ...], seeds: tuple[int, ...], folder: Path
 ) -> dict[str, list[Job]]:
-    """Returns the runs of the rows of Table 3 that a table is compared with, of those that are all there."""
+    """Returns the runs of the rows of Table 3 that a table is compared with, of those that are all there and were made
+    with this config."""
     wanted = {pair.other for pair in paper.pairs} - {line.name for line in paper.rows}
     lines = [line for line in TABLES[3].rows if line.name in wanted]
     jobs = {line.name: jobs_of(config, scale, line, tasks, seeds, folder) for line in lines}
-    return {name: of for name, of in jobs.items() if all((job.folder / SCORE).exists() for job in of)}
+    return {name: of for name, of in jobs.items() if all(map(_made, of))}
+
+
+def _made(job: Job) -> bool:
+    """Returns whether a run is finished and has the settings of its job."""
+    if not (job.folder / SCORE).exists():
+        return False
+    try:
+        run_config.check_same(str(job.folder), job.config)
+    except UserError:
+        return False
+    return True
 
 
 def _all(function: Callable, units: Mapping[tuple[str, ...], tuple], what: str, unit: str) -> None:

@@ -35,7 +35,7 @@ class Cell:
       low, high: the 95 % interval over the patients of the test split, of several runs that of their mean; None where
         the figure has none (a count, a time, a perplexity of the training notes).
       runs: how many runs (seeds) the value is of.
-      sd: standard deviation over the runs, which is no sampling error; None of one run.
+      sd: standard deviation over the runs, which is no sampling error; None of one run, and of a count.
       printed: what the paper prints; None where it prints nothing.
       corrected: what it should print, of an average that is not the mean of the printed cells; None of others.
       verdict: PASS, DIFFERS, or "" where none can be given; of an average about the mean of the printed cells.

@@ -35,13 +35,15 @@ def clinical_folder(workdir: Path, base: str, technique: str, seed: int) -> Path
 def jobs_of(
     config: ConfigDict, scale: str, line: PaperRow, tasks: tuple[str, ...], seeds: tuple[int, ...], workdir: Path
 ):
-    """Returns the runs of a line: one for each task and seed, or of Table 2 one for each seed.
+    """Returns the runs of a line: one for each task and seed, or of Table 2 one for each seed. TF-IDF draws nothing: it
+    has one run a task, of the first seed.
 
     Args:
       config: of `configs/reproduce.py`, its `bases` and `data.dir` set.
     """
     if line.row == "clinical":
         return [step_1(config, config[scale], line, seed, workdir) for seed in seeds]
+    seeds = seeds[:1] if line.row == "tfidf" else seeds
     return [_outcome(config, config[scale], line, task, seed, workdir) for task in tasks for seed in seeds]
 
 

@@ -46,7 +46,7 @@ def fit(config: ConfigDict, folder: str) -> None:
         pairs of words there are at most.
 
     Raises:
-      UserError: there is no such dataset, or it is of no outcome of whole notes.
+      UserError: there is no such dataset, it is of no outcome of whole notes, or there is no C to try.
     """
     prepared = builders.load(config.data.dir, config.data.name)
     task = prepared.task
@@ -54,6 +54,8 @@ def fit(config: ConfigDict, folder: str) -> None:
         raise UserError(f"dataset {task.name}: is of kind {task.kind}; TF-IDF is for outcomes of whole notes")
     if not prepared.splits.get("validation"):
         raise UserError(f"dataset {task.name} has no validation notes, by which TF-IDF chooses C; prepare it with some")
+    if not config.tfidf.c or min(config.tfidf.c) <= 0:
+        raise UserError(f"config.tfidf.c is {tuple(config.tfidf.c)}; give one value or more, each above 0")
     words = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2), max_features=config.tfidf.words)
     train = _read(prepared, "train")
     features, labels = words.fit_transform(row["text"] for row in train), _labels(task, train)

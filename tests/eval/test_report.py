@@ -51,6 +51,40 @@ def write_runs(tmp_path):
     return tmp_path
 
 
+def test_language_models_of_other_techniques_and_bases_are_not_one(tmp_path):
+    row = {"adapters": ["clinical"], "active": ["clinical"], "trainable": ["clinical"]}
+    runs = [("llama", "lora", 2), ("llama", "prefix", 1), ("llama", "prefix", 2), ("pmc_llama", "lora", 4)]
+    for number, (base, technique, loss) in enumerate(runs):
+        tokens = np.full(60, 10, np.float32)
+        corpus = Predictions("lm", (), IDS, IDS, nll=tokens * loss, base_nll=tokens * len(base), tokens=tokens)
+        write_run(tmp_path / str(number), corpus, "notes", row, base)
+        config = json.loads((tmp_path / str(number) / "config.json").read_text())
+        config["adapters"]["clinical"]["technique"] = technique
+        (tmp_path / str(number) / "config.json").write_text(json.dumps(config))
+    report(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["perplexity"] == pytest.approx(
+        {
+            "base, llama": np.exp(5),
+            "base, pmc_llama": np.exp(9),
+            "clinical, LoRA, llama": np.exp(2),
+            "clinical, prefix tuning, llama": (np.exp(1) + np.exp(2)) / 2,
+            "clinical, LoRA, pmc_llama": np.exp(4),
+        }
+    )
+
+
+def test_a_row_on_clinical_adapters_of_two_kinds_is_two(tmp_path):
+    for number, technique in enumerate(("lora", "prefix")):
+        write_run(tmp_path / technique, classified(number), "length_of_stay", of_row("frozen_downstream"))
+        config = json.loads((tmp_path / technique / "config.json").read_text())
+        config["adapters"]["clinical"]["technique"] = technique
+        (tmp_path / technique / "config.json").write_text(json.dumps(config))
+    report(tmp_path)
+    rows = json.loads((tmp_path / "report.json").read_text())["tasks"]["length_of_stay"]
+    title = ROWS["frozen_downstream"].title
+    assert list(rows) == [f"{title}, LoRA + LoRA", f"{title}, prefix tuning + LoRA"]
+
+
 @pytest.fixture
 def folder(tmp_path):
     return write_runs(tmp_path)

@@ -25,7 +25,7 @@ def predicted(seed, task="mor"):
     labels = np.arange(60) % 2
     logits = np.random.default_rng(seed).normal(labels[:, None] * [[0, 1]], 1).astype(np.float32)
     ids = np.arange(60).astype(str)
-    patients = (np.arange(60) // 2 + 20 * list(TASKS).index(task)).astype(str)
+    patients = (np.arange(60) // 2 + 20 * [*TASKS, "trainable"].index(task)).astype(str)
     return Predictions("binary", ("no", "yes"), ids, patients, labels, logits)
 
 
@@ -83,6 +83,12 @@ def test_labels_ranked_otherwise_than_the_paper_has_them_get_no_verdict(scored, 
     line, values = LINES["lora"], {task: (value,) for task, value in LINES["lora"].printed.items()}
     row = row_of(line, TASK_COLUMNS, scored(line, values, "correct"), tmp_path, "", judged=True, resamples=50)
     assert [bool(cell.verdict) for cell in row.every_cell] == [True, True, True, False, False, False]
+
+
+def test_a_count_has_no_spread(scored, tmp_path):
+    line = TABLES[2].rows[0]
+    (cell,) = row_of(line, TECHNIQUE_COLUMNS[:1], scored(line, {"trainable": (64, 64)}), tmp_path, "", True, 50).cells
+    assert (cell.value, cell.runs, cell.sd) == (64, 2, None)
 
 
 def test_a_part_of_the_tasks_has_no_average_and_a_demo_no_verdict(scored, tmp_path):

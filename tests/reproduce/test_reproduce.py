@@ -156,10 +156,23 @@ def test_an_encoder_with_lora_is_compared_with_the_whole_one_of_table_3(small, m
     assert pair.differences[0].value == pytest.approx(ours - 100 * metrics.evaluate(whole)["auroc"])
 
 
+def test_a_row_of_table_3_that_was_made_with_other_settings_is_not_compared(small, made):
+    """Follows the test above, whose runs it finds."""
+    changed = made / "runs" / "bluebert" / "mor" / "full" / "seed-0" / "config.json"
+    before = changed.read_text()
+    changed.write_text(json.dumps(json.loads(before) | {"learning_rate": 0.25}))
+    arguments = ["--table=4", *SMALL, "--rows=bluebert_lora", "--tasks=mor", f"--workdir={made}"]
+    assert small.run("reproduce", *arguments) == 0
+    changed.write_text(before)
+    table = load(made / "table-4.json")
+    assert table.rows[0].cells[0].value is not None and table.pairs == []
+
+
 def test_runs_of_a_row_that_share_a_program_are_those_that_train_makes(small, made, tmp_path):
     command = ["reproduce", "--table=3", *SMALL, "--rows=frozen_downstream", f"--workdir={made}"]
     assert small.run(*command) == 0
     (row,) = load(made / "table-3.json").rows
+    assert row.title == "+ Clinical (Frozen) ++ Downstream"  # what it is put on was not asked for
     for task in ("mor", "los"):
         shutil.move(made / f"runs/llama/{task}/frozen_downstream/seed-0", tmp_path / task)
     with pytest.MonkeyPatch.context() as patch:
@@ -225,6 +238,8 @@ def test_a_perplexity_as_published_is_of_batches_and_has_no_interval(small, made
         (["--table=3", "--tasks=moor"], "--tasks: no 'moor'; did you mean 'mor'?"),
         (["--table=2", "--tasks=mor"], "--tasks: Table 2 is of step 1 and has no tasks; leave it out"),
         (["--table=3", "--seeds=0"], "--seeds is 0; give 1 or more"),
+        (["--table=3", "--scale=demo", "--config.mode=paper"], "--tasks: pmv in mode paper has BEEP's labels"),
+        (["--table=3", "--config.resamples=0"], "config.resamples is 0; it must be 1 or more"),
         (["--table=3", "--scale=small"], "--scale: no 'small'"),
         (["--table=3", "--config.bases.core=/nowhere"], "config.bases.core: /nowhere has no config.json"),
         (["--table=3", "--rows=tfidf", "--config.data.dir=/nowhere"], "is not prepared"),

@@ -65,6 +65,11 @@ def test_every_seed_and_task_is_a_run_on_one_adapter_of_step_1(config):
     assert len({job.config.adapters.clinical.workdir for job in jobs}) == 1
 
 
+def test_the_floor_is_the_same_for_every_seed_and_is_fitted_once(config):
+    jobs = jobs_of(config, "full", LINES["tfidf"], ("mor", "los"), (3, 4), WORKDIR)
+    assert [(job.task, job.seed) for job in jobs] == [("mor", 3), ("los", 3)]
+
+
 def test_only_rows_with_a_clinical_adapter_need_step_1():
     needing = {line.name for line in TABLES[3].rows if needs_clinical(line)}
     assert {name.removeprefix("pmc_") for name in needing} == {

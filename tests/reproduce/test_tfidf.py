@@ -150,3 +150,9 @@ def test_its_figures_are_those_of_any_run(labelled, tmp_path):
 def test_notes_without_an_outcome_are_refused(small, tmp_path):
     with pytest.raises(UserError, match="dataset notes: is of kind lm; TF-IDF is for outcomes of whole notes"):
         tfidf.fit(config_of(small, "notes"), str(tmp_path))
+
+
+@pytest.mark.parametrize("c", [(), (1.0, 0.0)])
+def test_a_strength_that_is_none_is_refused(small, tmp_path, c):
+    with pytest.raises(UserError, match=r"config.tfidf.c is \(.*\); give one value or more, each above 0"):
+        tfidf.fit(config_of(small, "outcome", c), str(tmp_path))

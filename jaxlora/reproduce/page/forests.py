@@ -136,4 +136,9 @@ def _drawn(table: Table, number: int) -> list[TableRow]:
 
 
 def _beside_number(title: str) -> str:
-    return title.partition(" (")[0] if len(title) > _LONGEST else title
+    """Returns a title, or of a long one the words that tell it apart: its last brackets go, and the first of those that
+    it is put on stay ("Trainable ++ Downstream")."""
+    if len(title) <= _LONGEST:
+        return title
+    upon, put, rest = title.partition(" ++ ")
+    return f"{upon.partition(' (')[2].rstrip(')')}{put}{rest}" if put else title.partition(" (")[0]
