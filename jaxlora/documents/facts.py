@@ -18,7 +18,6 @@ from jaxlora.eval.runs import title
 from jaxlora.eval.subgroups import Group
 from jaxlora.eval.uncertainty import Interval
 from jaxlora.interop import huggingface
-from jaxlora.interop.tensors import model_files
 from jaxlora.models.techniques import described, spec_of
 from jaxlora.partition import partition_of
 from jaxlora.train import run_config
@@ -150,6 +149,7 @@ def _trained(workdir: str, config: ConfigDict) -> Trained:
     with Checkpoints(workdir) as checkpoints:
         update = checkpoints.choose(config.select)
         metadata, shapes = checkpoints.metadata(update), checkpoints.shapes(update)
+    here = (Path(config.base) / "config.json").exists()
     partitions: dict[str, int] = {}
     for name, shape in shapes.items():
         of = partition_of(tuple(name.split("/")))
@@ -157,7 +157,7 @@ def _trained(workdir: str, config: ConfigDict) -> Trained:
     present = [name for name in partitions if not name.startswith("initial/")]
     return Trained(
         base=huggingface.public_name(config.base),
-        base_parameters=_parameters(config.base),
+        base_parameters=huggingface.base_parameters(config.base) if here else None,
         base_fingerprint=metadata["base"],
         adapters={name: described(spec_of(fields)) for name, fields in metadata["adapters"].items()},
         earlier=_earlier(config),
@@ -186,13 +186,6 @@ def _evaluated(predictions: Predictions, resamples: int) -> Evaluated:
         groups=groups,
         gaps=subgroups.gaps(groups, values["auroc"]) if groups else {},
     )
-
-
-def _parameters(base: str) -> int | None:
-    if not (Path(base) / "config.json").exists():
-        return None
-    tensors = model_files(base)
-    return sum(int(np.prod(tensors.shape(name), dtype=np.int64)) for name in tensors.names)
 
 
 def _earlier(config: ConfigDict) -> dict[str, str]:

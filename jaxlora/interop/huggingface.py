@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -161,6 +162,12 @@ def base_bytes(directory: str | Path) -> int:
     """Returns the size of the tensors in a directory."""
     source = _tensors(directory)
     return sum(source.bytes(name) for name in source.names)
+
+
+def base_parameters(directory: str | Path) -> int:
+    """Returns how many parameters the base in a directory has, a BERT's heads of pretraining not counted."""
+    source = _tensors(directory)
+    return sum(math.prod(source.shape(name)) for name in source.names)
 
 
 def save(directory: str | Path, model: Llama) -> None:

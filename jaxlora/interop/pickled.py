@@ -6,6 +6,7 @@ pickle of a state dict needs are given our own meaning, and every other one is r
 """
 
 import collections
+import math
 import mmap
 import pickle
 import struct
@@ -56,6 +57,7 @@ class _Refused(Exception):
 # The unpickler in Python keeps its memo in a dictionary; the one in C would allocate whatever index a file names.
 class _StateDict(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
+    del dispatch[pickle.BYTEARRAY8[0]]  # fills as much memory as a file says, before it looks for the bytes
 
     def _build(self) -> None:
         """Drops what a state dict notes beside its tensors, the versions of its modules."""
@@ -147,6 +149,8 @@ def _view(mapped: mmap.mmap, place: Callable[[_Storage], int], tensor: _Tensor) 
         return np.zeros(tensor.shape, dtype)
     if start < 0 or min((*tensor.strides, 0)) < 0:
         raise ValueError("out of its storage")
+    if math.prod(tensor.shape) * dtype.itemsize > len(mapped):  # a stride of 0 makes any number of one element
+        raise ValueError("larger than its file")
     reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
     elements = np.frombuffer(mapped, dtype, reach, place(tensor.storage) + start * dtype.itemsize)
     strides = [stride * dtype.itemsize for stride in tensor.strides]

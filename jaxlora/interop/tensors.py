@@ -61,10 +61,7 @@ class TensorFiles:
                 self._starts[name] = form["data_offsets"][0]
         for name, (_, dtype) in self._forms.items():
             if dtype not in DTYPES:
-                raise UserError(
-                    f"{self.where[name]}: tensor {name!r} is stored as {dtype}; convert it to float32, bfloat16 or "
-                    "float16 (quantised weights are not read)"
-                )
+                raise _not_read(self.where[name], name, dtype)
 
     def _header(self, path: Path) -> dict[str, dict]:
         """The header of a file, with offsets from the file's beginning."""
@@ -83,8 +80,14 @@ class TensorFiles:
         return forms
 
     def add(self, name: str, value: np.ndarray, path: Path) -> None:
-        """Adds a tensor that is in memory, in float32 or float16; `path` is what an error names."""
-        form = next(form for form, dtype in DTYPES.items() if dtype == value.dtype)
+        """Adds a tensor that is in memory; `path` is what an error names.
+
+        Raises:
+          UserError: a dtype that is no float of 16 or 32 bits.
+        """
+        form = next((form for form, dtype in DTYPES.items() if dtype == value.dtype), None)
+        if form is None:
+            raise _not_read(path, name, value.dtype)
         self.where[name], self._forms[name] = path, (value.shape, form)
         self._held[name] = np.ascontiguousarray(value)
 
@@ -179,6 +182,13 @@ class TensorFiles:
                         done += count
         except OSError:
             raise UserError(f"{self.where[name]} cannot be read any more; was it changed meanwhile?") from None
+
+
+def _not_read(path: Path, name: str, dtype: object) -> UserError:
+    return UserError(
+        f"{path}: tensor {name!r} is stored as {dtype}; convert it to float32, bfloat16 or float16 (quantised weights "
+        "are not read)"
+    )
 
 
 def _state(file: IO) -> tuple[int, int]:

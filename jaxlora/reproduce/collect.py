@@ -71,15 +71,19 @@ def samples_of(jobs: Sequence[Job], columns: Sequence[Column], resamples: int) -
 
     Where these are all tasks there is their average too, of each seed: over the tasks, in the same draw of the union of
     their patients.
+
+    Raises:
+      UserError: two seeds of a column were evaluated on other notes.
     """
-    found = {column.name: [] for column in columns}
-    for job in jobs:
-        for name, score in _score(job)["cells"].items():
-            if name in found and score.get("low") is not None:
-                found[name].append(replicates.of_run(job.folder, job.config.mode, resamples).sampled)
-    if tuple(columns) == TASK_COLUMNS and all(found.values()):
+    found, scores = {}, [(job, _score(job)["cells"]) for job in jobs]
+    for column in columns:
+        of_column = [job for job, cells in scores if cells.get(column.name, {}).get("low") is not None]
+        if of_column:
+            folders, mode = [job.folder for job in of_column], of_column[0].config.mode
+            found[column.name] = [of.sampled for of in replicates.of_same_notes(folders, mode, resamples)]
+    if tuple(columns) == TASK_COLUMNS and len(found) == len(columns):
         found[AVERAGE.name] = [uncertainty.average(of_seed) for of_seed in zip(*found.values(), strict=True)]
-    return {name: of_seeds for name, of_seeds in found.items() if of_seeds}
+    return found
 
 
 def _score(job: Job) -> dict:

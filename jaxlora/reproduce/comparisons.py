@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxlora.errors import UserError
 from jaxlora.eval import metrics, predictions, uncertainty
 from jaxlora.eval.delong import compare_delong
 from jaxlora.eval.uncertainty import Comparison, Sampled
@@ -70,12 +69,7 @@ def _delong(one: Job, other: Job, resamples: int) -> float | None:
     Raises:
       UserError: they were evaluated on other notes.
     """
-    kept = [replicates.of_run(job.folder, job.config.mode, resamples) for job in (one, other)]
-    if kept[0].notes != kept[1].notes:
-        raise UserError(
-            f"{one.folder} and {other.folder} were evaluated on other notes and cannot be compared; delete the one "
-            "that is out of date and give the command again"
-        )
+    kept = replicates.of_same_notes([one.folder, other.folder], one.config.mode, resamples)
     if kept[0].kind != "binary":
         return None
     ranked = [predictions.load(job.folder / "predictions-test.npz") for job in (one, other)]

@@ -7,6 +7,7 @@ out again where the predictions, the metric or the number of draws is another.
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +62,22 @@ def of_run(folder: str | Path, mode: str, resamples: int) -> Replicates:
     about, buffer = json.dumps([found.sampled.name, found.kind, found.notes, made_of]), io.BytesIO()
     np.savez(buffer, about=np.asarray(about), value=np.asarray(found.sampled.value), draws=found.sampled.draws)
     files.write(path, buffer.getvalue())
+    return found
+
+
+def of_same_notes(folders: Sequence[str | Path], mode: str, resamples: int) -> list[Replicates]:
+    """Returns the replicates of runs that are averaged or compared, as `of_run` does.
+
+    Raises:
+      UserError: what `of_run` raises, or two were evaluated on other notes.
+    """
+    found = [of_run(folder, mode, resamples) for folder in folders]
+    for folder, of in zip(folders, found, strict=True):
+        if of.notes != found[0].notes:
+            raise UserError(
+                f"{folders[0]} and {folder} were evaluated on other notes and cannot be compared; delete the one that "
+                "is out of date and give the command again"
+            )
     return found
 
 

@@ -8,7 +8,7 @@ one without is trained, or goes on from its last checkpoint. So a table grows by
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -69,6 +69,7 @@ def reproduce(
     bases = dict.fromkeys(line.base for line in present if needs_clinical(line))
     step_1 = [job for base in bases for job in jobs_of(config, scale, clinical_line(base), (), drawn[:1], folder)]
     jobs = {line.name: jobs_of(config, scale, line, tasks, drawn, folder) for line in present}
+    beside = {} if config.search.method else _beside(config, scale, paper, jobs, tasks, drawn, folder)
     every = [job for of_line in jobs.values() for job in of_line]
     counts, what = _counts([*step_1, *every]), paper.title.partition(":")[0]
     _run(config, step_1, "step 1", folder, counts)
@@ -77,7 +78,6 @@ def reproduce(
         _search(looked_for, f"{what}, searches", folder)
         jobs = {name: [searches.with_best(config, job) for job in of_line] for name, of_line in jobs.items()}
     _run(config, [job for of_line in jobs.values() for job in of_line], what, folder, counts)
-    beside = {} if looked_for else _beside(config, scale, paper, tasks, drawn, folder)
     columns, judged = tuple(column for column in paper.columns if column.name in tasks or not tasks), scale == "full"
     table = Table(
         number=int(number),
@@ -222,25 +222,26 @@ def _missing(jobs: Sequence[Job], done: str, what: str, workdir: Path) -> dict[s
 
 
 def _beside(
-    config: ConfigDict, scale: str, paper: PaperTable, tasks: tuple[str, ...], seeds: tuple[int, ...], folder: Path
+    config: ConfigDict,
+    scale: str,
+    paper: PaperTable,
+    rows: Collection[str],
+    tasks: tuple[str, ...],
+    seeds: tuple[int, ...],
+    folder: Path,
 ) -> dict[str, list[Job]]:
-    """Returns the runs of the rows of Table 3 that a table is compared with, of those that are all there and were made
-    with this config."""
-    wanted = {pair.other for pair in paper.pairs} - {line.name for line in paper.rows}
+    """Returns the runs of the rows of Table 3 that some rows of a table are compared with, of those that are all there.
+
+    Raises:
+      UserError: one was made with another config.
+    """
+    wanted = {pair.other for pair in paper.pairs if pair.one in rows} - {line.name for line in paper.rows}
     lines = [line for line in TABLES[3].rows if line.name in wanted]
     jobs = {line.name: jobs_of(config, scale, line, tasks, seeds, folder) for line in lines}
-    return {name: of for name, of in jobs.items() if all(map(_made, of))}
-
-
-def _made(job: Job) -> bool:
-    """Returns whether a run is finished and has the settings of its job."""
-    if not (job.folder / SCORE).exists():
-        return False
-    try:
+    found = {name: of for name, of in jobs.items() if all((job.folder / SCORE).exists() for job in of)}
+    for job in (job for of in found.values() for job in of):
         run_config.check_same(str(job.folder), job.config)
-    except UserError:
-        return False
-    return True
+    return found
 
 
 def _all(function: Callable, units: Mapping[tuple[str, ...], tuple], what: str, unit: str) -> None:

@@ -166,10 +166,9 @@ def _of_classes(
     for split, of in others.items():
         decided = model.decision_function(of)
         if decided.ndim == 1:  # of two classes: the logit of the second
-            result[split][:, model.classes_[1]] = decided
-        else:
-            result[split][:] = decided.min() - 1  # a class that no training note has comes last
-            result[split][:, model.classes_] = decided
+            decided = np.stack([np.zeros_like(decided), decided], axis=1)
+        result[split][:] = decided.min() - 1  # a class that no training note has comes last
+        result[split][:, model.classes_] = decided
     return result
 
 

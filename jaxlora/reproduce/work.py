@@ -95,16 +95,17 @@ def _score(config: ConfigDict, folder: str, name: str, resamples: int, seconds: 
         cells = _of_step_1(config, folder, predictions, resamples, seconds)
     else:
         task = unnamed(config.data.name.rpartition("/")[2])[0]
-        cells = {task: _auroc(folder, config.mode, resamples)}
+        cells = {task: _of_test(folder, config.mode, resamples, 100)}
         if "clinical" in config.adapters:
             found = [vars(adapter) for adapter in adapters.adapters_of(folder, name)]
     files.write_json(Path(folder) / SCORE, {"cells": cells, "adapters": found})
 
 
-def _auroc(folder: str, mode: str, resamples: int) -> dict[str, float]:
+def _of_test(folder: str, mode: str, resamples: int, unit: float) -> dict[str, float]:
+    """Returns the metric of the test notes with its interval, times `unit`."""
     sampled = replicates.of_run(folder, mode, resamples).sampled
     low, high = uncertainty.interval(sampled)
-    return {"value": 100 * sampled.value, "low": 100 * low, "high": 100 * high}
+    return {"value": unit * sampled.value, "low": unit * low, "high": unit * high}
 
 
 def _of_step_1(
@@ -119,8 +120,7 @@ def _of_step_1(
         of_batches = metrics.evaluate(predictions, batch_size=config.batch_size // config.paper_accumulate)
         test = {"value": of_batches["perplexity_paper"]}
     else:
-        low, high = uncertainty.intervals(predictions, ("perplexity",), resamples)["perplexity"]
-        test = {"value": metrics.evaluate(predictions)["perplexity"], "low": low, "high": high}
+        test = _of_test(folder, config.mode, resamples, 1)
     lines = (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [loss for loss in (json.loads(line).get("loss") for line in lines) if loss is not None]
     late = losses[-max(1, round(_LATE * len(losses))) :]

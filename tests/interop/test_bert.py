@@ -129,11 +129,20 @@ def test_weights_of_flax_alone_are_read(folder, small_bert, pretrained):
     found, wanted = load(folder), load(small_bert)
     assert all((found[path] == wanted[path]).all() for path in wanted)
     assert huggingface.left_out(folder) == [] and not huggingface.lacks_pooler(folder)
+    assert huggingface.base_parameters(folder) == sum(x.size for x in wanted.values())
     before = huggingface.fingerprint(folder)
     assert before == huggingface.fingerprint(small_bert)
     (tree["bert"] if pretrained else tree)["pooler"]["dense"]["bias"] = np.ones(32, np.float32)
     (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
     assert huggingface.fingerprint(folder) != before
+
+
+def test_weights_of_flax_in_64_bits_are_refused_by_name(folder, refused):
+    tree = flax_tree(load_file(folder / WEIGHTS))
+    tree["pooler"]["dense"]["bias"] = np.ones(32)
+    (folder / WEIGHTS).unlink()
+    (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    refused(lambda: load(folder), "flax_model.msgpack: tensor 'pooler.dense.bias' is stored as float64; convert it to")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "flax_model.msgpack"])

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -118,9 +119,22 @@ def test_what_a_pickle_would_run_is_refused(form, tmp_path, refused, monkeypatch
         Tensor(Storage("FloatStorage", "0", 12), 0, (-3, 4), (4, 1)),
         Tensor(Storage("FloatStorage", "0", 12), 0, (3,), (4, 1)),
         Tensor(Storage("FloatStorage", "9", 12), 0, (3, 4), (4, 1)),
+        Tensor(Storage("FloatStorage", "0", 12), 0, (2**40,), (0,)),
     ],
-    ids=["beyond", "before", "backwards", "negative", "axes", "no storage"],
+    ids=["beyond", "before", "backwards", "negative", "axes", "no storage", "one element for all"],
 )
 def test_a_tensor_out_of_its_storage_is_one_line(form, tensor, tmp_path, refused):
     (tmp_path / "w.bin").write_bytes(form({"bad": tensor}, {"0": MATRIX.ravel()}))
     refused(lambda: read_tensors(tmp_path / "w.bin"), "is not a readable file of weights", "download it again")
+
+
+def test_a_pickle_that_asks_for_memory_is_one_line(tmp_path, refused):
+    asking = pickle.PROTO + b"\x05" + pickle.BYTEARRAY8 + struct.pack("<Q", 2**28) + pickle.STOP
+    with zipfile.ZipFile(tmp_path / "w.bin", "w") as file:
+        file.writestr("any name/data.pkl", asking)
+    tracemalloc.start()
+    try:
+        refused(lambda: read_tensors(tmp_path / "w.bin"), "is not a readable file of weights", "download it again")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()

@@ -119,10 +119,11 @@ def test_perplexities_are_compared_as_a_ratio(tmp_path):
     assert 1.3 < difference.low < difference.value < difference.high < 1.4 and difference.p < 1e-6
 
 
-def test_runs_of_other_notes_are_not_compared(finished):
-    jobs = {row: finished(row, ("mor",)) for row in ("lora", "head_only")}
-    path = jobs["lora"][0].folder / "predictions-test.npz"
-    p = predicted("lora", "mor", 0)
+@pytest.mark.parametrize(("row", "seed"), [("lora", 0), ("lora", 1), ("head_only", 1)])
+def test_runs_of_other_notes_are_neither_averaged_nor_compared(finished, row, seed):
+    jobs = {name: finished(name, ("mor",), (0, 1)) for name in ("lora", "head_only")}
+    path = jobs[row][seed].folder / "predictions-test.npz"
+    p = predicted(row, "mor", seed)
     dataclasses.replace(p, labels=1 - p.labels).save(path)
     with pytest.raises(UserError, match="were evaluated on other notes and cannot be compared; delete the one"):
         compared(TABLES[3].pairs, jobs, TASK_COLUMNS[1:2], 10)

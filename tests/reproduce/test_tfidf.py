@@ -81,8 +81,11 @@ def test_two_classes_have_two_logits_and_several_labels_one_each():
     of = features, np.asarray([0, 1, 0, 1]), {"test": features}
     found = tfidf._of_classes(*of, 2, 1.0, None)["test"]
     assert (found[:, 0] == 0).all() and (found[:, 1] > 0).tolist() == [False, True, False, True]
-    # The third class occurs in no training note, so no note is of it.
-    assert set(tfidf._of_classes(*of, 3, 1.0, None)["test"].argmax(axis=1)) == {0, 1}
+    # A class that occurs in no training note comes last, whichever it is.
+    for absent, labels in ((2, [0, 1, 0, 1]), (0, [1, 2, 1, 2])):
+        found = tfidf._of_classes(features, np.asarray(labels), {"test": features}, 3, 1.0, None)["test"]
+        assert found.argmax(axis=1).tolist() == labels and (found.argmin(axis=1) == absent).all()
+        assert (found[:, absent, None] < np.delete(found, absent, axis=1)).all()
     several = np.asarray([[1, 0, 1], [0, 0, 1], [1, 0, 1], [0, 0, 1]])
     found = tfidf._of_labels(features, several, {"test": features}, 1.0, [0, 1, 2], "")["test"]
     assert (found[:, 0] > 0).tolist() == [True, False, True, False]

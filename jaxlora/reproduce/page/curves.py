@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxlora.data import builders
 from jaxlora.data.examples import OUTCOMES
 from jaxlora.eval import subgroups
 from jaxlora.eval.curves import Curves, of_row, smoothed, traced
@@ -46,31 +45,14 @@ def curves(table: Table, folder: Path) -> dict[str, ByRow]:
 
 
 def frequencies(table: Table, folder: Path) -> dict[str, np.ndarray]:
-    """Returns by task of many labels how many training notes have each, where the prepared dataset is here."""
+    """Returns by task of many labels how many training notes have each, where the predictions know it."""
     found: dict[str, np.ndarray] = {}
     for _, cell in _cells(table):
-        run = folder / cell.folders[0]
-        predictions = load(run / "predictions-test.npz")
-        if predictions.kind == "multilabel" and cell.task not in found:
-            counts = training_notes(_config(run)["data"], predictions.names)
-            if counts is not None:
-                found[cell.task] = counts
+        if cell.task not in found:
+            predictions = load(folder / cell.folders[0] / "predictions-test.npz")
+            if len(predictions.train_positives):
+                found[cell.task] = predictions.train_positives
     return found
-
-
-def training_notes(data: dict, names: tuple[str, ...]) -> np.ndarray | None:
-    """Returns how many training notes have each label, `[labels]`; None where the dataset with these labels is not
-    here any more."""
-    if data["name"] not in builders.names(data.get("dir", "")):
-        return None
-    prepared = builders.load(data["dir"], data["name"])
-    if prepared.task.labels != names:
-        return None
-    source, counts = prepared.split("train"), np.zeros(len(names), np.int64)
-    for start in range(0, len(source), 1024):
-        for example in source.__getitems__(range(start, min(start + 1024, len(source)))):
-            counts[np.asarray(example["label"], int)] += 1
-    return counts
 
 
 def groups(table: Table, folder: Path, resamples: int = 2000) -> dict[str, tuple[str, list[subgroups.Group]]]:

@@ -12,9 +12,9 @@ from jaxlora.reproduce.results import Column, Table
 
 _QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 _FREQUENCY = (
-    "Mean AUROC of the labels by how many notes have them, in half decades: training notes where the prepared dataset "
-    "is at hand, else test notes, as the axis says. A label that no such note has is left out. Labels with few "
-    "positives among the test notes have wide intervals of their own."
+    "Mean AUROC of the labels by how many notes have them, in half decades: training notes where that is known, "
+    "else test notes, as the axis says. A label that no such note has is left out. Labels with few positives among the "
+    "test notes have wide intervals of their own."
 )
 
 
