@@ -152,7 +152,10 @@ def _subgroups(facts: Facts) -> Iterator[str]:
     if not any(found.groups for found in facts.evaluated.values()):
         yield "There are no figures by group of patients: nothing is known of how well the model does for each."
         return
-    yield f"Groups of fewer than {LEAST} patients, and those from which one could be reckoned, are not shown."
+    yield (
+        f"Groups of fewer than {LEAST} patients, or of one outcome alone, and those from which one could be reckoned, "
+        "are not shown."
+    )
     for split, found in facts.evaluated.items():
         yield from (
             "",

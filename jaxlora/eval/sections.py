@@ -126,8 +126,8 @@ def _workloads(found: Mapping[str, list[dict[str, float]]], how: str) -> str:
 
 def _subgroups(row: str, groups: Sequence[Group], gaps: Mapping[str, float]) -> str:
     lines = [
-        f"Groups of patients, {row}. Groups of fewer than {subgroups.LEAST} patients are not shown, nor others that "
-        "would give them away:",
+        f"Groups of patients, {row}. Groups of fewer than {subgroups.LEAST} patients, or of one outcome alone, are not "
+        "shown, nor others that would give them away:",
         "",
         "| group | patients | with the outcome | AUROC | slope |",
         "|---|---:|---:|---:|---:|",

@@ -1,7 +1,8 @@
 """Subgroups: how well a task goes for each group of patients, without telling of too few of them.
 
-A group of fewer than `LEAST` patients is not shown, and neither is one from which, with the total, a hidden one could
-be reckoned back. The patients of whom the group is not known are a group of their own, being part of the total.
+A group of fewer than `LEAST` patients is not shown, nor one all of whose notes have the same outcome, which would tell
+that outcome, nor one from which, with the total, a hidden one could be reckoned back. The patients of whom the group is
+not known are a group of their own, being part of the total.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxlora.eval import calibration, uncertainty
+from jaxlora.eval import calibration, metrics, uncertainty
 from jaxlora.eval.predictions import Predictions
 
 LEAST = 20  # patients
@@ -94,7 +95,8 @@ def _of_attribute(runs: Sequence[Predictions], attribute: str, least: int, resam
     present = [(name, code) for code, name in [*enumerate(names), (-1, UNKNOWN)] if (codes == code).any()]
     parts = [[subset(run, run.groups[attribute][1] == code) for run in runs] for _, code in present]
     patients = np.asarray([len(np.unique(part.patients)) for part, *_ in parts])
-    out = hidden(patients[:, None], least)
+    alike = np.asarray([not len(metrics.scorable(metrics.one_vs_rest(part)[0])) for part, *_ in parts])
+    out = hidden(patients[:, None], least, alike)
     uncounted = np.ones(len(parts), bool)
     if runs[0].kind == "binary":
         positives = np.asarray([len(np.unique(part.patients[part.labels == 1])) for part, *_ in parts])

@@ -21,8 +21,8 @@ class Words(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """The parts of a difference: its value and its interval, its p by itself, after Holm, and DeLong's or "", and
-    whether it is significant after Holm's correction."""
+    """The parts of a difference: its value and its interval, its p by itself, after Holm, and DeLong's by itself and
+    after Holm or "", and whether it is significant after Holm's correction."""
 
     value: str
     interval: str
@@ -51,7 +51,9 @@ def compared(difference: Difference, unit: str, brief: bool = False) -> Compared
             return told(value, unit, brief)
         return f"{value:+.{1 if brief else 2}f}".replace("-", "−")
 
-    delong = "" if difference.delong is None else chance(difference.delong)
+    delong = ""
+    if difference.delong is not None:
+        delong = f"{chance(difference.delong)}, Holm {chance(difference.delong_holm)}"
     interval = f"{of(difference.low)} to {of(difference.high)}"
     chances = chance(difference.p), chance(difference.holm), delong
     return Compared(of(difference.value), interval, *chances, difference.holm < LEVEL)
@@ -99,7 +101,8 @@ def about_pairs(table: Table) -> str:
         text += " Fused is ++ Downstream with both adapters in the forward pass; as published, the second one is inert."
     if len(table.seeds) > 1:
         text += " Rows are means over their seeds."
-    if any(difference.delong is not None for pair in table.pairs for difference in pair.differences):
+    count = sum(difference.delong is not None for pair in table.pairs for difference in pair.differences)
+    if count:
         first = " of the first seed" if len(table.seeds) > 1 else ""
-        text += f" DeLong's p{first} takes notes to be independent and is not corrected."
+        text += f" DeLong's p{first} takes notes to be independent; Holm's correction is for the {count} of its kind."
     return text

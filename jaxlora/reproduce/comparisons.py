@@ -79,11 +79,13 @@ def _delong(one: Job, other: Job, resamples: int) -> float | None:
 
 
 def _corrected(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """Returns the pairs with the p of every difference of the table after Holm."""
-    after = iter(uncertainty.holm([of.p for pair in pairs for of in pair.differences]))
-    return tuple(
-        dataclasses.replace(
-            pair, differences=tuple(dataclasses.replace(of, holm=next(after)) for of in pair.differences)
-        )
-        for pair in pairs
-    )
+    """Returns the pairs with the p of every difference of the table after Holm, and DeLong's, a family of their own."""
+    every = [of for pair in pairs for of in pair.differences]
+    after = iter(uncertainty.holm([of.p for of in every]))
+    after_delong = iter(uncertainty.holm([of.delong for of in every if of.delong is not None]))
+
+    def corrected(of: Difference) -> Difference:
+        delong = None if of.delong is None else next(after_delong)
+        return dataclasses.replace(of, holm=next(after), delong_holm=delong)
+
+    return tuple(dataclasses.replace(pair, differences=tuple(map(corrected, pair.differences))) for pair in pairs)

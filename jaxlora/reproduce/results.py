@@ -122,7 +122,8 @@ class Difference:
       value, low, high: the difference in points with its 95 % interval over the same draws of the patients; of a
         perplexity the one over the other.
       p: of no difference. holm: after Holm's correction for all differences of the table.
-      delong: p by DeLong's test on the first seed of each, of a binary task; it is not corrected.
+      delong: p by DeLong's test on the first seed of each, of a binary task. delong_holm: after Holm's correction for
+        all such tests of the table.
     """
 
     task: str
@@ -132,6 +133,7 @@ class Difference:
     p: float
     holm: float | None = None
     delong: float | None = None
+    delong_holm: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,11 +64,14 @@ def test_the_interval_is_of_the_group():
     assert (group.low, group.high) == pytest.approx(expected) and group.low < group.auroc < group.high
 
 
-def test_a_group_of_one_class_has_no_value():
-    p = made([50, 40, 0])
-    found = subgroups.evaluate([dataclasses.replace(p, labels=np.repeat([0, 1], [50, 40]))], resamples=20)
-    assert all(group.shown and np.isnan([group.auroc, group.low, group.high]).all() for group in found)
-    assert subgroups.gaps(found, 0.5) == {}
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_a_group_of_one_outcome_is_not_shown_as_that_would_tell_it(kind):
+    p = made([50, 60, 70, 0], kind)
+    labels = p.labels.copy()
+    labels[:50] = 0
+    found = subgroups.evaluate([dataclasses.replace(p, labels=labels)], resamples=20)
+    assert [group.shown for group in found] == [False, False, True]  # the second would give the first away
+    assert found[0] == subgroups.Group("site", "a", shown=False) and subgroups.gaps(found, 0.5) == {}
 
 
 def test_several_seeds_are_one_mean():

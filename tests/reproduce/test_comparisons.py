@@ -82,6 +82,15 @@ def test_delong_is_of_binary_tasks_and_the_first_seed(finished):
     labels = dict(zip(runs[0].ids, runs[0].labels, strict=True))
     wanted = compare_delong(np.array(list(labels.values())), *(np.array([of[id] for id in labels]) for of in scores))
     assert mortality.delong == pytest.approx(wanted[1], rel=1e-6) and stay.delong is None
+    assert mortality.delong_holm == mortality.delong and stay.delong_holm is None  # it is the only one of its kind
+
+
+def test_delongs_tests_are_a_family_of_their_own(finished):
+    jobs = {row: finished(row, ("mor", "los")) for row in ("lora", "head_only", "frozen")}
+    pairs = compared(TABLES[3].pairs, jobs, TASK_COLUMNS[1:3], 20)
+    found = [pair.differences[0] for pair in pairs]
+    assert [of.delong_holm for of in found] == uncertainty.holm([of.delong for of in found])
+    assert len(found) == 2 and max(of.delong_holm / of.delong for of in found) == 2
 
 
 def test_seeds_are_averaged_on_both_sides_and_tasks_in_the_same_draws(finished):

@@ -23,10 +23,14 @@ def test_markdown_has_ours_the_papers_and_the_verdict_beside_each_other():
 def test_a_difference_has_its_interval_and_every_p():
     for text in (markdown.write(TABLE), latex.write(TABLE).replace("$<$", "<").replace("$-$", "−")):
         assert "Holm's correction for the 2 differences of this table, * where that is below 0.05" in text
-        assert "DeLong's p of the first seed" in text and "frozen − head only" in text
+        assert (
+            "DeLong's p of the first seed takes" in text
+            and "for the 1 of its kind" in text
+            and "frozen − head only" in text
+        )
         assert "+1.20" in text and "(−0.30 to 2.70)".replace("2", "+2") in text
     text = markdown.write(TABLE).partition("## Rows compared")[2]
-    assert "+1.20 (−0.30 to +2.70) p = 0.120, Holm = 0.240, DeLong < 0.001 | −2.00* (" in text
+    assert "+1.20 (−0.30 to +2.70) p = 0.120, Holm = 0.240, DeLong < 0.001, Holm = 0.004 | −2.00* (" in text
     assert "| rows | MOR (mortality) | average |" in text
     assert "Rows compared" not in markdown.write(dataclasses.replace(TABLE, pairs=()))
 

@@ -27,7 +27,7 @@ def subgroups(table: Table, found: Mapping[str, tuple[str, Sequence[Group]]]) ->
     caption = (
         "AUROC (of several classes or labels the mean of each against the rest) with its 95 % interval over patients, "
         f"and the patients of each group, of the row with the highest value of a task ({told}).{seeds} Groups of fewer "
-        f"than {LEAST} patients, and those from which one could be reckoned, are not shown."
+        f"than {LEAST} patients, or of one outcome alone, and those from which one could be reckoned, are not shown."
     )
     panels = tuple(_subgroups(column.title, of) for column, (_, of) in drawn.items())
     return Figure("groups", "Groups of patients", caption, panels)
@@ -53,8 +53,7 @@ def _subgroups(title: str, groups: Sequence[Group]) -> str:
                 panel.line((100 * group.low, 100 * group.high), (place + 0.5, place + 0.5), "interval")
                 panel.point(100 * group.auroc, place + 0.5, "ours")
             else:
-                told = "one class only" if group.shown else "not shown"
-                panel.words(panel.at(50, place)[0] + 6, place + 0.68, told, kind="aside")
+                panel.words(panel.at(50, place)[0] + 6, place + 0.68, "not shown", kind="aside")
             place += 1
     told = "; ".join(f"{group.attribute} {group.name} {100 * group.auroc:.1f}" for group in shown)
     return panel.svg(f"AUROC by group: {told}.")

@@ -14,7 +14,7 @@ _QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 _FREQUENCY = (
     "Mean AUROC of the labels by how many notes have them, in half decades: training notes where that is known, "
     "else test notes, as the axis says. A label that no such note has is left out. Labels with few positives among the "
-    "test notes have wide intervals of their own."
+    "test notes have wide intervals of their own. Notes are ranked by the label's logits."
 )
 
 
@@ -35,7 +35,8 @@ def rankings(table: Table, found: Mapping[str, ByRow], training: Mapping[str, np
         if next(iter(here.values())).kind == "multilabel":
             frequency.append(_frequency(series, column, here, training.get(column.name)))
     more = f"{series.greys}{over_seeds(table)}"
-    mean = " Of several labels the curve is the mean over those with both classes, each against the rest."
+    mean = " Of several labels the curve is the mean over those with both classes, each against the rest"
+    mean += ", ranked by its logits whatever ranks it in the table." if frequency else "."
     told = (
         ("roc", "ROC curves", "The dashed line is chance." + mean, roc),
         ("pr", "Precision and sensitivity", "The dashed line is the share of positives." + mean, pr),
