@@ -12,8 +12,8 @@ stories260K (MIT) in Hugging Face layout: llama2.c's query and key rows permuted
 conversion of the original LLaMA does, with its tokenizer.model.
 
 Expect, measured: perplexity 77.45 -> 13.81 on the two validation files, and a macro AUROC on MTS-Dialog's 20 section
-headers (n = 100, nine of them with one positive) of 0.781, 0.767 and 0.821 for the seeds 0, 1 and 2 with both adapters,
-each run in 42 seconds on two cores.
+headers (n = 100, nine of them with one positive) of 0.774, 0.804 and 0.775 for the seeds 0, 1 and 2 with both adapters,
+each run in 49 to 70 seconds on two cores with other work.
 """
 
 from ml_collections import ConfigDict
