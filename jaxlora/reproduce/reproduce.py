@@ -59,8 +59,8 @@ def reproduce(
     """
     paper, lines, tasks = _chosen(config, number, tasks, rows, seeds, scale)
     command = _command(config, number, tasks if tasks != tuple(TASKS) else (), rows, seeds, scale, changed)
-    folder, drawn = Path(workdir), tuple(range(config.seed, config.seed + seeds))
-    jax.config.update("jax_compilation_cache_dir", str((folder / "compilation_cache").absolute()))
+    folder, drawn = Path(workdir).absolute(), tuple(range(config.seed, config.seed + seeds))
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compilation_cache"))
     if scale == "demo":
         kinds = {BASES[line.base].kind for line in lines}
         small.set_up(config, folder / "demo", kinds, tuple(line.base for line in lines))

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,6 +118,14 @@ def test_what_is_there_is_not_made_again_and_what_is_missing_is(small, made, cap
     assert small.run(*command) == 0
     assert "Table 3: 8 runs, 7 of them made before" in capfd.readouterr().out
     assert (made / "table-3.json").read_bytes() == before  # the same bits from the start
+
+
+def test_a_folder_is_the_same_by_another_path(small, made, monkeypatch, capfd):
+    command = [argument.replace("=configs/", f"={Path.cwd()}/configs/") for argument in SMALL]
+    monkeypatch.chdir(made.parent)
+    arguments = ["--table=3", *command, "--rows=frozen_downstream", f"--workdir={made.name}"]
+    assert small.run("reproduce", *arguments) == 0
+    assert "Table 3: 2 runs, 2 of them made before" in capfd.readouterr().out
 
 
 def test_another_config_does_not_pass_for_the_first(made, refused):
