@@ -119,6 +119,9 @@ def _chosen(
         raise UserError(f"--seeds is {seeds}; give 1 or more")
     if config.resamples < 1:
         raise UserError(f"config.resamples is {config.resamples}; it must be 1 or more")
+    for name, given in config.bases.items():
+        if given and scale == "demo":
+            raise UserError(f"config.bases.{name}: --scale=demo makes its own bases; leave one of the two out")
     names = [line.name for line in paper.rows]
     for name in rows:
         one_of("--rows", name, names)

@@ -245,6 +245,10 @@ def test_a_perplexity_as_published_is_of_batches_and_has_no_interval(small, made
         (["--table=3", "--scale=demo", "--config.mode=paper"], "--tasks: pmv in mode paper has BEEP's labels"),
         (["--table=3", "--config.resamples=0"], "config.resamples is 0; it must be 1 or more"),
         (["--table=3", "--scale=small"], "--scale: no 'small'"),
+        (
+            ["--table=3", "--scale=demo", "--config.bases.core=DIR"],
+            "config.bases.core: --scale=demo makes its own bases",
+        ),
         (["--table=3", "--config.bases.core=/nowhere"], "config.bases.core: /nowhere has no config.json"),
         (["--table=3", "--rows=tfidf", "--config.data.dir=/nowhere"], "is not prepared"),
         (["--table=3", "--config.search.method=grid"], "config.search.method: no 'grid'; valid: bayes, random"),
