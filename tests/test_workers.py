@@ -69,17 +69,18 @@ def test_the_workers_of_a_process_that_is_stopped_end_too(tmp_path):
     path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
     environment = os.environ | {"PYTHONPATH": path}
     parent = subprocess.Popen([sys.executable, script, begun], env=environment, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(list(begun.iterdir())) == 2)
+    assert comes_true(lambda: len(list(begun.iterdir())) == 2)
     parent.terminate()
     parent.wait()
-    wait_until(lambda: not any(alive(int(worker.name)) for worker in begun.iterdir()))
+    assert comes_true(lambda: not any(alive(int(worker.name)) for worker in begun.iterdir()))
 
 
-def wait_until(happened, seconds=30):
+def comes_true(happened, seconds=30):
+    """Whether something happens in time."""
     end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end
+    while not happened() and time.monotonic() < end:
         time.sleep(0.05)
+    return happened()
 
 
 def alive(process):

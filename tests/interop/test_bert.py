@@ -142,7 +142,9 @@ def test_weights_of_flax_in_64_bits_are_refused_by_name(folder, refused):
     tree["pooler"]["dense"]["bias"] = np.ones(32)
     (folder / WEIGHTS).unlink()
     (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
-    refused(lambda: load(folder), "flax_model.msgpack: tensor 'pooler.dense.bias' is stored as float64; convert it to")
+    assert "flax_model.msgpack: tensor 'pooler.dense.bias' is stored as float64; convert it to" in refused(
+        lambda: load(folder)
+    )
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "flax_model.msgpack"])
@@ -150,14 +152,15 @@ def test_weights_of_flax_in_64_bits_are_refused_by_name(folder, refused):
 def test_damaged_weights_are_one_line(folder, name, content, refused):
     (folder / WEIGHTS).unlink()
     (folder / name).write_bytes(content)
-    refused(lambda: load(folder), f"{folder / name} is not a readable file of weights", "download it again")
+    line = refused(lambda: load(folder))
+    assert f"{folder / name} is not a readable file of weights" in line and "download it again" in line
 
 
 def test_a_tensor_too_many_or_too_few_is_an_error(folder, refused):
     rewrite(folder, lambda tensors: tensors | {"bert.encoder.layer.2.output.dense.bias": np.zeros(32, np.float32)})
-    refused(lambda: load(folder), "tensor 'encoder.layer.2.output.dense.bias' has no place in the model")
+    assert "tensor 'encoder.layer.2.output.dense.bias' has no place in the model" in refused(lambda: load(folder))
     rewrite(folder, lambda tensors: {name: x for name, x in tensors.items() if "layer.1.attention" not in name})
-    refused(lambda: load(folder), "has no tensor 'encoder.layer.1.attention")
+    assert "has no tensor 'encoder.layer.1.attention" in refused(lambda: load(folder))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,8 @@ def test_a_tensor_too_many_or_too_few_is_an_error(folder, refused):
 )
 def test_a_config_that_is_not_computed_is_an_error(folder, refused, fields, message):
     set_fields(folder, **fields)
-    refused(lambda: bert.read_config(folder), folder / "config.json", message)
+    line = refused(lambda: bert.read_config(folder))
+    assert str(folder / "config.json") in line and message in line
 
 
 def test_what_a_config_leaves_out_is_as_in_transformers(folder):

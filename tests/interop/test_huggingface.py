@@ -142,7 +142,8 @@ def test_progress_counts_the_bytes_of_every_tensor(base, monkeypatch, load):
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.self_attn.v_proj.weight"])
 def test_missing_tensor_is_refused(base, edit_tensors, load, refused, name):
     edit_tensors(lambda tensors: {n: x for n, x in tensors.items() if n != name})
-    refused(lambda: load(base), f"{base} has no tensor '{name}', which config.json asks for", "download it again")
+    line = refused(lambda: load(base))
+    assert f"{base} has no tensor '{name}', which config.json asks for" in line and "download it again" in line
 
 
 @pytest.mark.parametrize(
@@ -157,11 +158,12 @@ def test_missing_tensor_is_refused(base, edit_tensors, load, refused, name):
 )
 def test_tensor_that_only_the_config_has_is_refused(base, edit_config, load, refused, fields, name):
     edit_config(**fields)
-    refused(lambda: load(base), f"{base} has no tensor '{name}", "which config.json asks for; download it again")
+    line = refused(lambda: load(base))
+    assert f"{base} has no tensor '{name}" in line and "which config.json asks for; download it again" in line
 
 
 def test_missing_head_is_refused(base, load, refused):
-    refused(lambda: load(base, 3, head=True), f"{base} has no tensor 'score.weight'")
+    assert f"{base} has no tensor 'score.weight'" in refused(lambda: load(base, 3, head=True))
 
 
 @pytest.mark.parametrize(
@@ -178,25 +180,26 @@ def test_missing_head_is_refused(base, load, refused):
 def test_tensor_that_the_config_has_not_is_refused(base, edit_tensors, load, refused, name):
     edit_tensors(lambda tensors: tensors | {name: np.zeros(32, np.float32)})
     message = f"{base / WEIGHTS}: tensor '{name}' has no place in the model that config.json makes; download both again"
-    refused(lambda: load(base), message)
+    assert message in refused(lambda: load(base))
 
 
 def test_fewer_layers_than_the_files_have_are_refused(base, edit_config, load, refused):
     edit_config(num_hidden_layers=1)
-    refused(lambda: load(base), "tensor 'model.layers.1.", "has no place in the model that config.json makes")
+    line = refused(lambda: load(base))
+    assert "tensor 'model.layers.1." in line and "has no place in the model that config.json makes" in line
 
 
 def test_tensor_of_another_shape_is_refused(base, edit_config, load, refused):
     edit_config(intermediate_size=48)
     name = "model.layers.0.mlp.down_proj.weight"
     message = f"{base / WEIGHTS}: tensor '{name}' is [32, 64], config.json makes it [32, 48]; download both again"
-    refused(lambda: load(base), message)
+    assert message in refused(lambda: load(base))
 
 
 @pytest.mark.parametrize("shape", [(1, 32), (32, 1), (33,), ()])
 def test_tensor_of_another_number_of_axes_is_refused(base, edit_tensors, load, refused, shape):
     edit_tensors(lambda tensors: tensors | {"model.norm.weight": np.ones(shape, np.float32)})
-    refused(lambda: load(base), f"tensor 'model.norm.weight' is {list(shape)}, config.json makes it [32]")
+    assert f"tensor 'model.norm.weight' is {list(shape)}, config.json makes it [32]" in refused(lambda: load(base))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -211,13 +214,15 @@ def test_weight_that_is_no_number_is_refused(base, edit_tensors, load, refused, 
         return tensors
 
     edit_tensors(damage)
-    refused(lambda: load(base), f"{base / WEIGHTS}: tensor '{name}' holds NaN or infinity; download it again")
+    assert f"{base / WEIGHTS}: tensor '{name}' holds NaN or infinity; download it again" in refused(lambda: load(base))
 
 
 def test_damage_is_told_before_anything_is_on_the_devices(base, edit_tensors, load, refused, monkeypatch):
     edit_tensors(lambda tensors: tensors | {"model.norm.weight": tensors["model.norm.weight"].astype(np.float64)})
     monkeypatch.setattr(huggingface, "_read_ahead", None)
-    refused(lambda: load(base), f"{base / WEIGHTS}: tensor 'model.norm.weight' is stored as F64; convert it to float32")
+    assert f"{base / WEIGHTS}: tensor 'model.norm.weight' is stored as F64; convert it to float32" in refused(
+        lambda: load(base)
+    )
 
 
 def test_fingerprint_is_of_shape_and_weights_alone(base, small_base, edit_config, edit_tensors):
@@ -265,4 +270,4 @@ def test_fingerprint_tells_the_name_of_a_tensor(base, edit_tensors):
 
 def test_fingerprint_of_damaged_weights_is_refused(base, refused):
     save_file({"a": np.zeros(2, np.int8)}, base / WEIGHTS)
-    refused(lambda: huggingface.fingerprint(base), f"{base / WEIGHTS}: tensor 'a' is stored as I8; convert it")
+    assert f"{base / WEIGHTS}: tensor 'a' is stored as I8; convert it" in refused(lambda: huggingface.fingerprint(base))

@@ -149,25 +149,27 @@ def test_biases_that_no_model_type_has_are_not_written():
 
 def test_directory_without_config_is_refused(tmp_path, refused):
     message = f"config.base: no {tmp_path}/config.json; give the directory of a Hugging Face LLaMA"
-    refused(lambda: read_config(tmp_path), message)
+    assert message in refused(lambda: read_config(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\x00", b"\xff\xfe", b"[]", b"null", b'"llama"', b"[" * 100_000])
 def test_broken_config_is_refused(write, content, refused):
     path = write()
     path.write_bytes(content)
-    refused(lambda: read_config(path.parent), f"{path} is not a JSON object; download it again")
+    assert f"{path} is not a JSON object; download it again" in refused(lambda: read_config(path.parent))
 
 
 @pytest.mark.parametrize("field", [name for name in PLAIN if name != "model_type"])
 def test_config_without_a_field_is_refused(write, field, refused):
     path = write(**{field: None})
-    refused(lambda: read_config(path.parent), f"{path} has no field '{field}'; it is not the config.json of a LLaMA")
+    assert f"{path} has no field '{field}'; it is not the config.json of a LLaMA" in refused(
+        lambda: read_config(path.parent)
+    )
 
 
 def test_scaling_without_its_factor_is_refused(write, refused):
     path = write(rope_scaling={"type": "linear"})
-    refused(lambda: read_config(path.parent), f"{path} has no field 'factor'")
+    assert f"{path} has no field 'factor'" in refused(lambda: read_config(path.parent))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,8 @@ def test_scaling_without_its_factor_is_refused(write, refused):
 )
 def test_config_with_an_impossible_field_is_refused(write, fields, message, refused):
     path = write(**fields)
-    refused(lambda: read_config(path.parent), f"{path}: {message}", "download it again")
+    line = refused(lambda: read_config(path.parent))
+    assert f"{path}: {message}" in line and "download it again" in line
 
 
 @pytest.mark.parametrize(
@@ -218,15 +221,15 @@ def test_config_with_an_impossible_field_is_refused(write, fields, message, refu
 )
 def test_model_that_is_not_computed_is_refused(write, fields, named, refused):
     path = write(**fields)
-    refused(lambda: read_config(path.parent), f"{path}: {named}", "is not supported")
+    line = refused(lambda: read_config(path.parent))
+    assert f"{path}: {named}" in line and "is not supported" in line
 
 
 @pytest.mark.parametrize("kind", ["gemma", "mixtral", "qwen3", 3, ["llama"], {}, None])
 def test_model_of_another_type_is_refused(write, kind, refused):
     path = write(model_type=kind)
-    refused(
-        lambda: read_config(path.parent),
-        f"{path}: model_type = {kind!r} is not supported; known are llama, mistral, qwen2",
+    assert f"{path}: model_type = {kind!r} is not supported; known are llama, mistral, qwen2" in refused(
+        lambda: read_config(path.parent)
     )
 
 
@@ -245,9 +248,8 @@ def test_model_of_another_type_is_refused(write, kind, refused):
 )
 def test_rope_that_is_not_computed_is_refused(write, field, rope, refused):
     path = write(**{field: rope})
-    refused(
-        lambda: read_config(path.parent),
-        f"{path}: {field} = {rope!r} is not supported; known are default, linear, dynamic and llama3",
+    assert f"{path}: {field} = {rope!r} is not supported; known are default, linear, dynamic and llama3" in refused(
+        lambda: read_config(path.parent)
     )
 
 
@@ -265,4 +267,5 @@ def test_texts_end_at_the_tokens_of_either_file(write, config, generation, wante
 @pytest.mark.parametrize("wrong", ["x", {"a": 1}, [2, "x"]])
 def test_a_stop_token_that_is_no_number_is_refused(write, wrong, refused):
     path = write(eos_token_id=wrong)
-    refused(lambda: stop_tokens(path.parent), f"{path}: eos_token_id = ", "is no number; download it again")
+    line = refused(lambda: stop_tokens(path.parent))
+    assert f"{path}: eos_token_id = " in line and "is no number; download it again" in line

@@ -188,7 +188,8 @@ def test_tensors_that_do_not_fit_are_refused_by_name(case, written, shape, refus
     function, part = DAMAGED[case]
     folder = written()
     edit_tensors(folder, function)
-    refused(lambda: peft.read(folder, shape), folder / "adapter_model.safetensors", part)
+    line = refused(lambda: peft.read(folder, shape))
+    assert str(folder / "adapter_model.safetensors") in line and part in line
 
 
 HEADLESS = {
@@ -211,14 +212,15 @@ def test_a_head_that_does_not_fit_is_refused_by_name(case, written, shape, refus
     function, part = HEADLESS[case]
     folder = written(head=True)
     edit_tensors(folder, function)
-    refused(lambda: peft.read(folder, shape), folder / "adapter_model.safetensors", part)
+    line = refused(lambda: peft.read(folder, shape))
+    assert str(folder / "adapter_model.safetensors") in line and part in line
 
 
 def test_a_head_that_the_config_does_not_name_is_refused(written, shape, refused):
     folder = written(head=True)
     raw = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**raw, "task_type": "CAUSAL_LM", "modules_to_save": None}))
-    refused(lambda: peft.read(folder, shape), "score.weight' has no place")
+    assert "score.weight' has no place" in refused(lambda: peft.read(folder, shape))
 
 
 BROKEN_FILES = {
@@ -238,22 +240,24 @@ def test_a_damaged_file_is_one_line(case, written, shape, refused):
     folder = written()
     path = folder / "adapter_model.safetensors"
     path.write_bytes(BROKEN_FILES[case](path.read_bytes()))
-    refused(lambda: peft.read(folder, shape), path, "truncated or not a safetensors file")
+    line = refused(lambda: peft.read(folder, shape))
+    assert str(path) in line and "truncated or not a safetensors file" in line
 
 
 def test_a_pickled_adapter_is_never_loaded(written, shape, refused):
     folder = written()
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    refused(lambda: peft.read(folder, shape), "only a pickled adapter_model.bin, which is never loaded")
+    assert "only a pickled adapter_model.bin, which is never loaded" in refused(lambda: peft.read(folder, shape))
     (folder / "adapter_model.bin").unlink()
-    refused(lambda: peft.read(folder, shape), "adapter_model.safetensors is missing")
+    assert "adapter_model.safetensors is missing" in refused(lambda: peft.read(folder, shape))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000], ids=["empty", "list", "cut", "deep"])
 def test_damaged_belongings_are_one_line(content, written, shape, refused):
     folder = written()
     (folder / "jaxlora.json").write_text(content)
-    refused(lambda: peft.read(folder, shape), folder / "jaxlora.json", "is not a JSON object")
+    line = refused(lambda: peft.read(folder, shape))
+    assert str(folder / "jaxlora.json") in line and "is not a JSON object" in line
 
 
 def test_an_adapter_of_peft_belongs_to_whatever_base_fits(written, shape):
@@ -264,9 +268,12 @@ def test_an_adapter_of_peft_belongs_to_whatever_base_fits(written, shape):
 
 def test_an_adapter_of_a_larger_base_is_refused(written, shape, refused):
     folder = written()
-    refused(lambda: peft.read(folder, dataclasses.replace(shape, embed=64)), "the base's config.json makes it [2, 64]")
-    refused(lambda: peft.read(folder, dataclasses.replace(shape, layers=3)), "has no tensor", "layers.2.")
-    refused(lambda: peft.read(folder, dataclasses.replace(shape, layers=1)), "has no place")
+    assert "the base's config.json makes it [2, 64]" in refused(
+        lambda: peft.read(folder, dataclasses.replace(shape, embed=64))
+    )
+    line = refused(lambda: peft.read(folder, dataclasses.replace(shape, layers=3)))
+    assert "has no tensor" in line and "layers.2." in line
+    assert "has no place" in refused(lambda: peft.read(folder, dataclasses.replace(shape, layers=1)))
 
 
 BELONGINGS = {
@@ -283,11 +290,8 @@ BELONGINGS = {
 def test_labels_that_do_not_fit_the_head_are_refused(case, written, small_base, tmp_path, refused):
     folder, workdir = written(head=True), str(tmp_path / "run")
     (folder / "jaxlora.json").write_text(json.dumps(BELONGINGS[case]))
-    refused(
-        lambda: exchange.import_adapter(str(folder), str(small_base), "clinical", workdir),
-        folder / "jaxlora.json",
-        "does not fit the head of 3 labels",
-    )
+    line = refused(lambda: exchange.import_adapter(str(folder), str(small_base), "clinical", workdir))
+    assert str(folder / "jaxlora.json") in line and "does not fit the head of 3 labels" in line
     assert not (tmp_path / "run").exists()
 
 
@@ -295,11 +299,10 @@ def test_labels_that_do_not_fit_the_head_are_refused(case, written, small_base, 
 def test_an_adapter_of_another_base_is_taken_only_where_that_is_allowed(what, written, small_base, tmp_path, refused):
     folder, workdir = written(), str(tmp_path / "run")
     (folder / "jaxlora.json").write_text(json.dumps({what: "another"}))
-    refused(
-        lambda: exchange.import_adapter(str(folder), str(small_base), "clinical", workdir),
-        f"belongs to another {what}; give that one, or --allow-base-mismatch",
+    assert f"belongs to another {what}; give that one, or --allow-base-mismatch" in refused(
+        lambda: exchange.import_adapter(str(folder), str(small_base), "clinical", workdir)
     )
     exchange.import_adapter(str(folder), str(small_base), "clinical", workdir, allow_base_mismatch=True)
-    refused(
-        lambda: exchange.import_adapter(str(folder), str(small_base), "clinical", workdir, True), "holds a run already"
+    assert "holds a run already" in refused(
+        lambda: exchange.import_adapter(str(folder), str(small_base), "clinical", workdir, True)
     )

@@ -288,7 +288,8 @@ REFUSED = {
 def test_what_cannot_be_represented_is_refused_by_name(case, config_of, refused):
     fields, part = REFUSED[case]
     folder = config_of(**fields)
-    refused(lambda: read_config(folder, LAYERS), folder / "adapter_config.json", part)
+    line = refused(lambda: read_config(folder, LAYERS))
+    assert str(folder / "adapter_config.json") in line and part in line
 
 
 @pytest.mark.parametrize("field", ["r", "lora_alpha"])
@@ -297,7 +298,7 @@ def test_a_missing_size_is_named(field, config_of, refused):
     raw = json.loads((folder / "adapter_config.json").read_text())
     del raw[field]
     (folder / "adapter_config.json").write_text(json.dumps(raw))
-    refused(lambda: read_config(folder, LAYERS), f"no field '{field}'")
+    assert f"no field '{field}'" in refused(lambda: read_config(folder, LAYERS))
 
 
 DAMAGED = {"empty": "", "cut": "{", "list": "[]", "null": "null", "no UTF-8": "\xff\xfe", "deep": "[" * 100_000}
@@ -306,8 +307,8 @@ DAMAGED = {"empty": "", "cut": "{", "list": "[]", "null": "null", "no UTF-8": "\
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_config_is_one_line(content, tmp_path, refused):
     (tmp_path / "adapter_config.json").write_bytes(content.encode("latin-1"))
-    refused(lambda: read_config(tmp_path, LAYERS), "is not a JSON object")
+    assert "is not a JSON object" in refused(lambda: read_config(tmp_path, LAYERS))
 
 
 def test_a_folder_without_a_config_is_named(tmp_path, refused):
-    refused(lambda: read_config(tmp_path, LAYERS), f"no {tmp_path / 'adapter_config.json'}")
+    assert f"no {tmp_path / 'adapter_config.json'}" in refused(lambda: read_config(tmp_path, LAYERS))

@@ -163,7 +163,8 @@ def test_what_cannot_be_represented_is_refused_by_name(case, shape, random_adapt
     name, fields, part = REFUSED[case]
     peft.write(tmp_path, random_adapter(shape, SPECS[name][0]), "base")
     edit_config(tmp_path, **fields)
-    refused(lambda: peft.read(tmp_path, shape), tmp_path, part)
+    line = refused(lambda: peft.read(tmp_path, shape))
+    assert str(tmp_path) in line and part in line
 
 
 @pytest.fixture(scope="module")
@@ -209,15 +210,19 @@ def test_loras_alone_are_combined_and_the_others_go_one_by_one(name, run_of, tmp
         assert exchange.export_adapter(workdir, out).startswith("clinical + downstream: rank 6, a head of 3 labels")
         return
     way = "or take export-model" if name == "ia3" else "export them one by one, as with --adapters=clinical"
-    refused(lambda: exchange.export_adapter(workdir, out), "--adapters: clinical is of technique", way)
-    refused(lambda: exchange.export_adapter(workdir, out, ["clinical"], weights=(0.5,)), "LoRAs alone are combined")
+    line = refused(lambda: exchange.export_adapter(workdir, out))
+    assert "--adapters: clinical is of technique" in line and str(way) in line
+    assert "LoRAs alone are combined" in refused(
+        lambda: exchange.export_adapter(workdir, out, ["clinical"], weights=(0.5,))
+    )
     assert not (tmp_path / "out").exists()
     assert exchange.export_adapter(workdir, out, ["clinical"]).startswith("clinical: ")
     if name != "ia3":
-        refused(
-            lambda: exchange.export_model(workdir, str(tmp_path / "model")),
-            "'clinical' of",
-            "which changes no weight to merge it into; take export-adapter, or `evaluate`, `predict` and `generate`",
+        line = refused(lambda: exchange.export_model(workdir, str(tmp_path / "model")))
+        assert (
+            "'clinical' of" in line
+            and "which changes no weight to merge it into; take export-adapter, or `evaluate`, `predict` and `generate`"
+            in line
         )
 
 
@@ -233,6 +238,6 @@ def test_a_base_that_was_moved_is_given(run_of, small_base, tmp_path, refused):
     workdir = run_of("prefix", ("clinical",))
     raw = json.loads((workdir / "config.json").read_text())
     (workdir / "config.json").write_text(json.dumps({**raw, "base": "/nowhere"}))
-    refused(lambda: exchange.export_adapter(str(workdir), str(tmp_path / "out")), "/nowhere/config.json")
+    assert "/nowhere/config.json" in refused(lambda: exchange.export_adapter(str(workdir), str(tmp_path / "out")))
     told = exchange.export_adapter(str(workdir), str(tmp_path / "out"), base=str(small_base))
     assert told == "clinical: prefix(virtual_tokens=3), a head of 3 labels"

@@ -105,8 +105,9 @@ class Ran:
 def test_what_a_pickle_would_run_is_refused(form, tmp_path, refused, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.bin").write_bytes(form({"evil": Ran()}, {}))
-    line = refused(lambda: read_tensors(tmp_path / "w.bin"), tmp_path / "w.bin", "names", "mkdir", "nothing else is lo")
-    assert line and [path.name for path in tmp_path.iterdir()] == ["w.bin"]
+    line = refused(lambda: read_tensors(tmp_path / "w.bin"))
+    assert line.startswith(f"{tmp_path / 'w.bin'} names ") and "mkdir" in line and "nothing else is loaded" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["w.bin"]
 
 
 @pytest.mark.parametrize("form", [archive, sequence])
@@ -125,7 +126,8 @@ def test_what_a_pickle_would_run_is_refused(form, tmp_path, refused, monkeypatch
 )
 def test_a_tensor_out_of_its_storage_is_one_line(form, tensor, tmp_path, refused):
     (tmp_path / "w.bin").write_bytes(form({"bad": tensor}, {"0": MATRIX.ravel()}))
-    refused(lambda: read_tensors(tmp_path / "w.bin"), "is not a readable file of weights", "download it again")
+    line = refused(lambda: read_tensors(tmp_path / "w.bin"))
+    assert "is not a readable file of weights" in line and "download it again" in line
 
 
 def test_a_pickle_that_asks_for_memory_is_one_line(tmp_path, refused):
@@ -134,7 +136,8 @@ def test_a_pickle_that_asks_for_memory_is_one_line(tmp_path, refused):
         file.writestr("any name/data.pkl", asking)
     tracemalloc.start()
     try:
-        refused(lambda: read_tensors(tmp_path / "w.bin"), "is not a readable file of weights", "download it again")
+        line = refused(lambda: read_tensors(tmp_path / "w.bin"))
+        assert "is not a readable file of weights" in line and "download it again" in line
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
